@@ -1,0 +1,191 @@
+"""What plugins hand over: frozen records in SI base units, each figure with its source.
+
+These classes are the public contract of the hooks in :mod:`tokenopt.hookspecs`. They carry data, never behaviour that
+the search would call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Literal
+
+Confidence = Literal["vendor-datasheet", "measured", "third-party", "derived", "recalled", "assumed"]
+Topology = Literal["switched", "mesh", "torus", "ring", "pcie", "single"]
+Status = Literal["shipping", "announced"]
+Term = Literal["on-demand", "reserved-1y", "reserved-3y", "rental", "spot", "marketplace", "owned"]
+
+PEAK_FORMATS = ("bf16", "fp8", "int8", "fp4")
+WEIGHT_FORMATS = ("bf16", "fp8", "int8", "mxfp4", "nvfp4", "int4")
+KV_FORMATS = ("bf16", "fp8", "fp4")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a figure comes from.
+
+    Attributes:
+        reference: Document, page or repository path precise enough to find the figure again.
+        confidence: How far to trust it; `recalled` figures were not re-read in a document.
+        as_of: Date the document was read or published, ISO format, empty where unknown.
+        note: What to distrust.
+    """
+
+    reference: str
+    confidence: Confidence
+    as_of: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One chip as it is rented or bought, with its share of the node around it.
+
+    Attributes:
+        key: Unique lower-case key, e.g. `b200-sxm`.
+        vendor: Vendor key, e.g. `nvidia`.
+        name: Name a buyer would search for.
+        family: Architecture family whose calibration it shares, e.g. `hopper`, `cdna3`, `tpu`, `neuron`.
+        launch_year: Year of general availability.
+        hbm_bytes: Memory that software can use (driver-visible), bytes.
+        hbm_bytes_per_s: Peak memory bandwidth, bytes/s.
+        peak_flops: Dense peak per arithmetic format (`bf16`, `fp8`, `int8`, `fp4`), FLOP/s; an absent format has
+            no fast path.
+        scale_up_bytes_per_s: Fabric bandwidth per chip, one direction, bytes/s.
+        scale_up_domain_chips: Chips that share the fast fabric.
+        scale_up_topology: How they are wired.
+        scale_out_bytes_per_s: Network bandwidth per chip, one direction, bytes/s.
+        chips_per_node: Chips in one host.
+        tdp_w: Power of the chip, W.
+        system_w: All-in power per chip with its share of host and network, without facility overhead (PUE), W; None
+            where nobody publishes it.
+        capex_usd: Street price per chip, USD, None where unknown.
+        status: `announced` parts are left out of a search unless asked for.
+        sources: Source per field name; the key `*` covers every field not named.
+    """
+
+    key: str
+    vendor: str
+    name: str
+    family: str
+    launch_year: int
+    hbm_bytes: float
+    hbm_bytes_per_s: float
+    peak_flops: Mapping[str, float]
+    scale_up_bytes_per_s: float
+    scale_up_domain_chips: int
+    scale_up_topology: Topology
+    scale_out_bytes_per_s: float
+    chips_per_node: int
+    tdp_w: float
+    sources: Mapping[str, Source]
+    system_w: float | None = None
+    capex_usd: float | None = None
+    status: Status = "shipping"
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model the catalogue knows.
+
+    Attributes:
+        key: Unique lower-case key, e.g. `llama-3.1-70b`.
+        hf_id: Hugging Face repository, for people.
+        architecture: The core's model specification (see `ModelSpec` in the Rust core), plain dicts and lists.
+        published_parameters: Published total parameter count, None where not published.
+        source: Where the architecture was read.
+    """
+
+    key: str
+    hf_id: str
+    architecture: Mapping[str, Any]
+    published_parameters: float | None
+    source: Source
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Serving (or training) software on a set of accelerator families, with the calibration that describes it.
+
+    Attributes:
+        name: Engine key, e.g. `vllm`, `sglang`, `trtllm`.
+        version: Version range the calibration data were measured with.
+        as_of: Date of the newest measurement behind it; `--engine NAME@DATE` selects by it.
+        families: Accelerator families it runs on; empty = every family of `vendor`.
+        vendor: Vendor of those families.
+        kind: What it does.
+        weight_formats: Weight formats it serves.
+        kv_formats: KV-cache formats it serves.
+        parameters: Overrides of the global physical parameters (see `tokenopt.catalog.engines`), by name.
+        source: Where the parameters come from.
+    """
+
+    name: str
+    version: str
+    as_of: str
+    vendor: str
+    families: tuple[str, ...]
+    weight_formats: tuple[str, ...]
+    kv_formats: tuple[str, ...]
+    source: Source
+    kind: Literal["serving", "training"] = "serving"
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A price for an accelerator.
+
+    Attributes:
+        accelerator: Accelerator key.
+        provider: Who sells it.
+        instance_type: Provider's name of the unit sold, empty where none.
+        region: Provider's region, empty = any.
+        term: What kind of promise the price is.
+        usd_per_chip_hr: USD per chip and hour, tax excluded.
+        chips_per_instance: Chips that must be taken together.
+        as_of: Date the price was seen (ISO) or the source's own vague date.
+        source: Where it was read.
+        suspect: Why the figure is doubtful; empty = not. Suspect offers are shown, never ranked by default.
+        minimum_instances: Least number of instances sold.
+    """
+
+    accelerator: str
+    provider: str
+    instance_type: str
+    region: str
+    term: Term
+    usd_per_chip_hr: float
+    chips_per_instance: int
+    as_of: str
+    source: Source
+    suspect: str = ""
+    minimum_instances: int = 1
+
+    def age_days(self, today: date) -> int | None:
+        """Days between `as_of` and `today`, None where the source gives no full date."""
+        try:
+            return (today - date.fromisoformat(self.as_of)).days
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One measured operating point (columns as in the measured-data CSV files), with its source."""
+
+    id: str
+    values: Mapping[str, Any]
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Deployer:
+    """A writer of deployment files for one target system (filled by a later release)."""
+
+    name: str
+    description: str
+    template: str
