@@ -1,0 +1,165 @@
+//! An accelerator and the fabric around it, as plain numbers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{require_positive, CoreError};
+use crate::format::NumberFormat;
+
+/// One chip with its share of the node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accelerator {
+    /// Catalogue key.
+    pub key: String,
+    /// Memory that software can use, bytes.
+    pub hbm_bytes: f64,
+    /// Peak memory bandwidth, bytes/s.
+    pub hbm_bytes_per_s: f64,
+    /// Dense peaks.
+    pub peak_flops: PeakFlops,
+    /// Fast fabric.
+    pub scale_up: ScaleUp,
+    /// Network bandwidth per chip, one direction, bytes/s.
+    pub scale_out_bytes_per_s: f64,
+    /// Chips in one host.
+    pub chips_per_node: u32,
+    /// All-in power per chip at the meter (host, network and facility overhead included), W.
+    pub power_w: f64,
+    /// Prices, empty when only performance is asked for.
+    #[serde(default)]
+    pub offers: Vec<OfferTerms>,
+}
+
+/// Dense peak per arithmetic format, FLOP/s; absent = no fast path.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeakFlops {
+    /// 16-bit.
+    pub bf16: f64,
+    /// 8-bit float.
+    #[serde(default)]
+    pub fp8: Option<f64>,
+    /// 8-bit integer.
+    #[serde(default)]
+    pub int8: Option<f64>,
+    /// 4-bit float.
+    #[serde(default)]
+    pub fp4: Option<f64>,
+}
+
+/// Fast fabric of a scale-up domain.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleUp {
+    /// Bandwidth per chip, one direction, bytes/s.
+    pub bytes_per_s: f64,
+    /// Chips that share it.
+    pub domain_chips: u32,
+    /// How they are wired.
+    pub topology: Topology,
+}
+
+/// Wiring of a scale-up domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Topology {
+    /// Every chip reaches every other at full rate through switches.
+    Switched,
+    /// Direct links between every pair: a subset of chips can use only the links inside it.
+    Mesh,
+    /// 2D or 3D torus: a small slice has no wrap-around links.
+    Torus,
+    /// A ring.
+    Ring,
+    /// Host PCIe.
+    Pcie,
+    /// No second chip.
+    Single,
+}
+
+/// What an offer costs and in which units it is sold.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfferTerms {
+    /// Caller's index of the offer.
+    pub id: u32,
+    /// USD per chip and hour.
+    pub usd_per_chip_hr: f64,
+    /// Chips that must be taken together.
+    pub chips_per_instance: u32,
+    /// Least number of instances sold.
+    #[serde(default = "one")]
+    pub minimum_instances: u32,
+    /// Chips under this offer that share the fast fabric; absent = those of one instance. Per-chip price lists of
+    /// whole nodes set it to the node.
+    #[serde(default)]
+    pub fabric_chips: Option<u32>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl PeakFlops {
+    /// Arithmetic a product of weights in `weights` runs in: the fastest native format that holds them, else 16-bit
+    /// after dequantisation.
+    ///
+    /// Assumes: FP8 and NVFP4/MXFP4 weights meet activations of their own width where the chip has the path
+    /// (W8A8, W4A4, or W4A8 which runs at the FP8 rate when FP4 is missing is not assumed); INT4 is weight-only
+    /// everywhere.
+    #[must_use]
+    pub fn for_weights(&self, weights: NumberFormat) -> f64 {
+        match weights {
+            NumberFormat::Bf16 | NumberFormat::Int4 => self.bf16,
+            NumberFormat::Fp8 => self.fp8.unwrap_or(self.bf16),
+            NumberFormat::Int8 => self.int8.unwrap_or(self.bf16).max(self.bf16),
+            NumberFormat::Mxfp4 | NumberFormat::Nvfp4 => self.fp4.unwrap_or(self.bf16),
+        }
+    }
+}
+
+impl Accelerator {
+    /// Checks every figure.
+    ///
+    /// # Errors
+    /// [`CoreError::BadInput`] naming the accelerator and the field.
+    pub fn validate(&self) -> Result<(), CoreError> {
+        let named = |field: &str| format!("{} {field}", self.key);
+        require_positive(&named("hbm_bytes"), self.hbm_bytes)?;
+        require_positive(&named("hbm_bytes_per_s"), self.hbm_bytes_per_s)?;
+        require_positive(&named("peak_flops.bf16"), self.peak_flops.bf16)?;
+        for (name, peak) in [
+            ("peak_flops.fp8", self.peak_flops.fp8),
+            ("peak_flops.int8", self.peak_flops.int8),
+            ("peak_flops.fp4", self.peak_flops.fp4),
+        ] {
+            if let Some(value) = peak {
+                require_positive(&named(name), value)?;
+            }
+        }
+        if self.scale_up.topology != Topology::Single {
+            require_positive(&named("scale_up.bytes_per_s"), self.scale_up.bytes_per_s)?;
+        }
+        require_positive(
+            &named("scale_up.domain_chips"),
+            f64::from(self.scale_up.domain_chips),
+        )?;
+        require_positive(&named("chips_per_node"), f64::from(self.chips_per_node))?;
+        require_positive(&named("power_w"), self.power_w)?;
+        if !(self.scale_out_bytes_per_s.is_finite() && self.scale_out_bytes_per_s >= 0.0) {
+            return Err(CoreError::bad_input(
+                named("scale_out_bytes_per_s"),
+                self.scale_out_bytes_per_s,
+                "expected a finite number of at least 0",
+            ));
+        }
+        for offer in &self.offers {
+            require_positive(&named("offer usd_per_chip_hr"), offer.usd_per_chip_hr)?;
+            require_positive(
+                &named("offer chips_per_instance"),
+                f64::from(offer.chips_per_instance),
+            )?;
+        }
+        Ok(())
+    }
+}

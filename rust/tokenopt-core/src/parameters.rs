@@ -1,0 +1,128 @@
+//! The physical parameters that calibration fits: one table, from which the struct, its names, bounds and priors come.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{require_within, CoreError};
+
+/// What is known of a parameter before any fit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ParameterInfo {
+    /// Name, as in the calibration file.
+    pub name: &'static str,
+    /// Start value and centre of the prior.
+    pub prior: f64,
+    /// Smallest physical value.
+    pub low: f64,
+    /// Largest physical value.
+    pub high: f64,
+    /// Unit.
+    pub unit: &'static str,
+    /// What it is.
+    pub meaning: &'static str,
+}
+
+macro_rules! parameters {
+    ($($(#[doc = $doc:literal])+ $name:ident = $prior:literal in $low:literal .. $high:literal, $unit:literal;)+) => {
+        /// Efficiencies and overheads of one engine on one accelerator family in one number format.
+        #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct EngineParameters { $($(#[doc = $doc])+ pub $name: f64,)+ }
+
+        /// Every parameter, in the order of [`EngineParameters::from_slice`].
+        pub const PARAMETERS: &[ParameterInfo] = &[$(ParameterInfo {
+            name: stringify!($name), prior: $prior, low: $low, high: $high, unit: $unit,
+            meaning: concat!($($doc),+),
+        },)+];
+
+        impl Default for EngineParameters {
+            fn default() -> Self { Self { $($name: $prior,)+ } }
+        }
+
+        impl EngineParameters {
+            /// Reads parameters in the order of [`PARAMETERS`].
+            ///
+            /// # Errors
+            /// [`CoreError::BadInput`] when the number of values is wrong.
+            pub fn from_slice(values: &[f64]) -> Result<Self, CoreError> {
+                let mut rest = values.iter().copied();
+                let mut next = || rest.next().ok_or_else(|| CoreError::bad_input(
+                    "number of parameters", values.len(), format!("expected {}", PARAMETERS.len())));
+                Ok(Self { $($name: next()?,)+ })
+            }
+
+            /// The values in the order of [`PARAMETERS`].
+            #[must_use]
+            pub fn to_vec(&self) -> Vec<f64> { vec![$(self.$name,)+] }
+        }
+    };
+}
+
+parameters! {
+    /// Share of peak memory bandwidth that streaming dense weights reaches.
+    weight_bandwidth_efficiency = 0.81 in 0.05..0.97, "1";
+    /// Share of peak memory bandwidth that streaming routed experts reaches.
+    expert_bandwidth_efficiency = 0.85 in 0.05..0.97, "1";
+    /// Share of peak memory bandwidth that reading the KV cache reaches.
+    kv_bandwidth_efficiency = 0.65 in 0.05..0.97, "1";
+    /// Factor on the bandwidth of dense weights stored in four bits (unpacking, scales).
+    four_bit_dense_bandwidth = 0.62 in 0.2..1.0, "1";
+    /// Share of the dense peak that matrix products of decode steps reach.
+    decode_compute_efficiency = 0.47 in 0.02..0.95, "1";
+    /// Share of the dense peak that matrix products of prefill reach.
+    prefill_compute_efficiency = 0.52 in 0.02..0.95, "1";
+    /// Share of the 16-bit peak that attention reaches.
+    attention_compute_efficiency = 0.45 in 0.02..0.95, "1";
+    /// Rows a dense product is padded with: work per product grows as tokens + this.
+    dense_tile_tokens = 8.0 in 0.0..128.0, "tokens";
+    /// Rows each touched expert is padded with.
+    expert_tile_tokens = 44.0 in 0.0..256.0, "tokens";
+    /// Strength of expert load imbalance over expert-parallel ranks (1 = random routing, 0 = perfect balance).
+    expert_imbalance = 0.5 in 0.0..3.0, "1";
+    /// Share of the scale-up link rate that collectives reach.
+    link_efficiency = 0.50 in 0.05..0.95, "1";
+    /// Latency of one collective inside a scale-up domain.
+    collective_latency_s = 10e-6 in 1e-6..200e-6, "s";
+    /// Share of the scale-out rate that collectives reach.
+    network_efficiency = 0.60 in 0.05..0.95, "1";
+    /// Latency of one collective across the scale-out network.
+    network_latency_s = 25e-6 in 2e-6..500e-6, "s";
+    /// Latency-bound kernels of a layer (launch, norms, rotary, residual).
+    layer_overhead_s = 28e-6 in 1e-6..500e-6, "s";
+    /// Further latency of a mixture-of-experts layer (router, sort, gather, scatter).
+    moe_layer_overhead_s = 27e-6 in 0.0..500e-6, "s";
+    /// Further latency of a multi-head-latent-attention layer.
+    mla_layer_overhead_s = 23e-6 in 0.0..500e-6, "s";
+    /// Further latency of an indexer, linear-attention or state-space layer.
+    linear_layer_overhead_s = 20e-6 in 0.0..500e-6, "s";
+    /// Scheduler and sampling latency of a step.
+    step_overhead_s = 85e-6 in 0.0..0.02, "s";
+    /// Host time per running request and step.
+    request_overhead_s = 5e-6 in 0.0..1e-3, "s";
+    /// Share of prompts that arrive together and prefill before any of them decodes.
+    burst_share = 0.13 in 0.0..0.9, "1";
+    /// Decode steps a prompt waits for its first token.
+    first_token_steps = 5.0 in 0.0..60.0, "steps";
+    /// Fixed latency before the first token (tokenisation, HTTP, scheduling).
+    first_token_overhead_s = 0.032 in 0.0..0.5, "s";
+    /// Host time per prompt.
+    prompt_overhead_s = 0.006 in 0.0..0.1, "s";
+    /// Share of weight streaming and launch latency that a mixed step saves because decode pays it already.
+    fused_share = 0.0 in 0.0..1.0, "1";
+    /// Share of memory the engine plans with.
+    memory_share = 0.90 in 0.3..0.99, "1";
+    /// Memory outside weights, KV cache and activations: context, graphs, communication buffers.
+    reserved_bytes = 2e9 in 0.0..16e9, "B";
+}
+
+impl EngineParameters {
+    /// Checks every value against its physical bounds.
+    ///
+    /// # Errors
+    /// [`CoreError::BadInput`] naming the parameter.
+    pub fn validate(&self) -> Result<(), CoreError> {
+        for (info, value) in PARAMETERS.iter().zip(self.to_vec()) {
+            require_within(info.name, value, info.low, info.high)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,318 @@
+//! What a scan keeps: the best of each layout, the frontier, counts, and the nearest miss. Merging is associative and
+//! ties are broken by a total order, so the answer does not depend on how the work was split.
+
+use std::cmp::Ordering;
+
+use crate::serving::Layout;
+
+/// One evaluated configuration, by its place in the space.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate {
+    /// What the search minimises.
+    pub score: f64,
+    /// Stack.
+    pub stack: usize,
+    /// Layout.
+    pub layout: Layout,
+    /// Prefill chunk, tokens.
+    pub chunk_tokens: u32,
+    /// Running batch per rank and pipeline slot.
+    pub batch: u32,
+}
+
+impl Candidate {
+    /// Total order: score first, then the place in the space.
+    #[must_use]
+    pub fn order(&self, other: &Self) -> Ordering {
+        self.score
+            .total_cmp(&other.score)
+            .then_with(|| self.place().cmp(&other.place()))
+    }
+
+    fn place(&self) -> (usize, Layout, u32, u32) {
+        (self.stack, self.layout, self.chunk_tokens, self.batch)
+    }
+}
+
+/// The `capacity` best layouts, best first; one candidate a layout.
+#[derive(Debug, Clone)]
+pub struct TopList {
+    capacity: usize,
+    entries: Vec<Candidate>,
+}
+
+impl TopList {
+    /// An empty list for `capacity` entries.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            entries: Vec::with_capacity(capacity + 1),
+        }
+    }
+
+    /// Adds the best candidate of a layout that is not in the list yet.
+    pub fn push(&mut self, candidate: Candidate) {
+        let place = self
+            .entries
+            .partition_point(|known| known.order(&candidate) == Ordering::Less);
+        if place < self.capacity {
+            self.entries.insert(place, candidate);
+            self.entries.truncate(self.capacity);
+        }
+    }
+
+    /// Score above which a candidate cannot enter.
+    #[must_use]
+    pub fn threshold(&self) -> f64 {
+        if self.entries.len() < self.capacity {
+            f64::INFINITY
+        } else {
+            self.entries.last().map_or(f64::NEG_INFINITY, |last| last.score)
+        }
+    }
+
+    /// The entries, best first.
+    #[must_use]
+    pub fn entries(&self) -> &[Candidate] {
+        &self.entries
+    }
+
+    /// Adds another list's entries.
+    pub fn merge(&mut self, other: &Self) {
+        for candidate in &other.entries {
+            self.push(*candidate);
+        }
+    }
+}
+
+/// Frontier of interactivity against score: the best candidate of each narrow band of tokens/s/user, dominated bands
+/// dropped at the end.
+#[derive(Debug, Clone)]
+pub struct Frontier {
+    bands: Vec<Option<(f64, Candidate)>>,
+}
+
+/// Bands per doubling of tokens/s/user: 64, about 1.1% wide.
+const BAND_BITS: u32 = 6;
+/// Interactivity from 2^-10 to 2^14 tokens/s/user.
+const LOWEST_EXPONENT: u64 = 1023 - 10;
+const OCTAVES: u64 = 24;
+
+impl Default for Frontier {
+    fn default() -> Self {
+        Self {
+            bands: vec![None; band_count()],
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "1536 bands")]
+fn band_count() -> usize {
+    (OCTAVES << BAND_BITS) as usize
+}
+
+/// Band of an interactivity: exponent and leading mantissa bits of the float, a cheap monotone logarithm.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "clamped to 1536 bands")]
+fn band(tps_per_user: f64) -> usize {
+    let bits = tps_per_user.to_bits() >> (52 - BAND_BITS);
+    let lowest = LOWEST_EXPONENT << BAND_BITS;
+    bits.saturating_sub(lowest)
+        .min((OCTAVES << BAND_BITS) - 1) as usize
+}
+
+impl Frontier {
+    /// Offers a point.
+    #[inline(always)]
+    pub fn offer(&mut self, tps_per_user: f64, score: f64, candidate: impl FnOnce() -> Candidate) {
+        let slot = &mut self.bands[band(tps_per_user)];
+        match slot {
+            Some((_, known)) if known.score < score => {}
+            _ => {
+                let candidate = candidate();
+                let is_better = slot
+                    .as_ref()
+                    .is_none_or(|(_, known)| candidate.order(known) == Ordering::Less);
+                if is_better {
+                    *slot = Some((tps_per_user, candidate));
+                }
+            }
+        }
+    }
+
+    /// Whether a faster band already holds a score of at most `score`.
+    #[must_use]
+    pub fn dominates(&self, tps_per_user: f64, score: f64) -> bool {
+        self.bands[band(tps_per_user) + 1..]
+            .iter()
+            .flatten()
+            .any(|(_, known)| known.score <= score)
+    }
+
+    /// Adds another frontier's points.
+    pub fn merge(&mut self, other: &Self) {
+        for (tps_per_user, candidate) in other.bands.iter().flatten() {
+            self.offer(*tps_per_user, candidate.score, || *candidate);
+        }
+    }
+
+    /// The undominated candidates, fastest first.
+    #[must_use]
+    pub fn points(&self) -> Vec<Candidate> {
+        let mut best = f64::INFINITY;
+        let mut points = Vec::new();
+        for (_, candidate) in self.bands.iter().rev().flatten() {
+            if candidate.score < best {
+                best = candidate.score;
+                points.push(*candidate);
+            }
+        }
+        points
+    }
+}
+
+/// Why configurations were rejected, as counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Rejections {
+    /// Weights, activations and one request do not fit.
+    pub does_not_fit: u64,
+    /// Time per output token over its limit.
+    pub tpot: u64,
+    /// Time to first token over its limit.
+    pub ttft: u64,
+    /// Whole request over its limit.
+    pub e2e: u64,
+    /// Fleet over the chip budget.
+    pub max_chips: u64,
+    /// No offer sells a unit that can hold the replica.
+    pub no_offer: u64,
+}
+
+impl Rejections {
+    fn merge(&mut self, other: &Self) {
+        self.does_not_fit += other.does_not_fit;
+        self.tpot += other.tpot;
+        self.ttft += other.ttft;
+        self.e2e += other.e2e;
+        self.max_chips += other.max_chips;
+        self.no_offer += other.no_offer;
+    }
+}
+
+/// A limit that a configuration misses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// Time per output token.
+    TpotS,
+    /// Time to first token.
+    TtftS,
+    /// Whole request.
+    E2eS,
+    /// Chip budget.
+    MaxChips,
+    /// Memory of the chip.
+    Memory,
+}
+
+/// How close the closest configuration came.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Miss {
+    /// Largest ratio of a value to its limit.
+    pub ratio: f64,
+    /// Which limit that is.
+    pub limit: Limit,
+    /// The value reached.
+    pub value: f64,
+    /// The limit.
+    pub allowed: f64,
+    /// Where.
+    pub candidate: Candidate,
+}
+
+/// Everything a scan returns.
+#[derive(Debug, Clone)]
+pub struct Findings {
+    /// Configurations evaluated in full.
+    pub evaluated: u64,
+    /// Configurations skipped because a bound showed that they cannot matter.
+    pub pruned: u64,
+    /// Configurations that met every limit.
+    pub feasible: u64,
+    /// Why the others did not.
+    pub rejected: Rejections,
+    /// Best layouts over everything.
+    pub top: TopList,
+    /// Best candidate of each accelerator.
+    pub by_accelerator: Vec<Option<Candidate>>,
+    /// Frontier over everything.
+    pub frontier: Frontier,
+    /// Closest miss.
+    pub miss: Option<Miss>,
+}
+
+impl Findings {
+    /// Nothing found yet.
+    #[must_use]
+    pub fn new(top: usize, accelerators: usize) -> Self {
+        Self {
+            evaluated: 0,
+            pruned: 0,
+            feasible: 0,
+            rejected: Rejections::default(),
+            top: TopList::new(top.max(1)),
+            by_accelerator: vec![None; accelerators],
+            frontier: Frontier::default(),
+            miss: None,
+        }
+    }
+
+    /// Records the best candidate of one layout.
+    pub fn best_of_layout(&mut self, accelerator: usize, candidate: Candidate) {
+        self.top.push(candidate);
+        keep_better(&mut self.by_accelerator[accelerator], candidate);
+    }
+
+    /// Records a miss if it is closer than the known one.
+    pub fn consider_miss(&mut self, miss: Miss) {
+        let is_closer = self.miss.as_ref().is_none_or(|known| {
+            miss.ratio
+                .total_cmp(&known.ratio)
+                .then_with(|| miss.candidate.order(&known.candidate))
+                == Ordering::Less
+        });
+        if is_closer {
+            self.miss = Some(miss);
+        }
+    }
+
+    /// Adds another scan's findings.
+    #[must_use]
+    pub fn merge(mut self, other: &Self) -> Self {
+        self.evaluated += other.evaluated;
+        self.pruned += other.pruned;
+        self.feasible += other.feasible;
+        self.rejected.merge(&other.rejected);
+        self.top.merge(&other.top);
+        for (known, new) in self.by_accelerator.iter_mut().zip(&other.by_accelerator) {
+            if let Some(candidate) = new {
+                keep_better(known, *candidate);
+            }
+        }
+        self.frontier.merge(&other.frontier);
+        if let Some(miss) = other.miss {
+            self.consider_miss(miss);
+        }
+        self
+    }
+}
+
+fn keep_better(known: &mut Option<Candidate>, candidate: Candidate) {
+    let is_better = known
+        .as_ref()
+        .is_none_or(|best| candidate.order(best) == Ordering::Less);
+    if is_better {
+        *known = Some(candidate);
+    }
+}

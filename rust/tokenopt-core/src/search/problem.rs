@@ -1,0 +1,203 @@
+//! The problem as it crosses from Python: flat, validated once.
+
+use serde::{Deserialize, Serialize};
+
+use crate::accelerator::Accelerator;
+use crate::error::{require_positive, CoreError};
+use crate::model::ModelSpec;
+use crate::money::Demand;
+use crate::serving::{Stack, Workload};
+
+/// Everything a search needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SearchProblem {
+    /// Model to serve.
+    pub model: ModelSpec,
+    /// What requests look like.
+    pub workload: Workload,
+    /// What must hold.
+    pub limits: Limits,
+    /// What the fleet must deliver.
+    pub demand: Demand,
+    /// Chips in scope.
+    pub accelerators: Vec<Accelerator>,
+    /// Engine x formats on those chips.
+    pub stacks: Vec<Stack>,
+    /// What is tried on each stack.
+    pub space: SpaceSpec,
+    /// What "best" means.
+    #[serde(default)]
+    pub objective: Objective,
+    /// Solutions wanted in `best`.
+    #[serde(default = "ten")]
+    pub top: usize,
+    /// Evaluate everything instead of skipping what cannot win.
+    #[serde(default)]
+    pub exhaustive: bool,
+    /// Threads; 0 = all.
+    #[serde(default)]
+    pub threads: usize,
+    /// The one configuration that `explain` breaks down.
+    #[serde(default)]
+    pub point: Option<PointSpec>,
+}
+
+fn ten() -> usize {
+    10
+}
+
+/// Limits on latency and size; absent = none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Time per output token, s.
+    pub tpot_s: Option<f64>,
+    /// Time to first token, s.
+    pub ttft_s: Option<f64>,
+    /// Whole request, s.
+    pub e2e_s: Option<f64>,
+    /// Least tokens/s a user sees.
+    pub min_tps_per_user: Option<f64>,
+    /// Most chips the fleet may pay for.
+    pub max_chips: Option<u32>,
+}
+
+/// What a search minimises (or, for throughput, maximises).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// USD per million tokens.
+    #[default]
+    Cost,
+    /// kWh per million tokens.
+    Energy,
+    /// Output tokens/s per chip.
+    Throughput,
+}
+
+/// Values tried; absent = everything the model and the accelerator allow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpaceSpec {
+    /// Tensor parallelism.
+    #[serde(default)]
+    pub tp: Option<Vec<u32>>,
+    /// Pipeline stages.
+    #[serde(default)]
+    pub pp: Option<Vec<u32>>,
+    /// Expert parallelism.
+    #[serde(default)]
+    pub ep: Option<Vec<u32>>,
+    /// Attention data parallelism.
+    #[serde(default)]
+    pub attn_dp: Option<Vec<u32>>,
+    /// Prefill chunk sizes, tokens.
+    #[serde(default)]
+    pub chunk_tokens: Option<Vec<u32>>,
+    /// Largest running batch of an attention rank.
+    #[serde(default = "default_max_batch")]
+    pub max_batch: u32,
+    /// Largest replica, chips.
+    #[serde(default = "default_max_replica")]
+    pub max_chips_per_replica: u32,
+}
+
+fn default_max_batch() -> u32 {
+    4096
+}
+
+fn default_max_replica() -> u32 {
+    72
+}
+
+/// One configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PointSpec {
+    /// Index of the stack.
+    pub stack: usize,
+    /// Tensor parallelism.
+    pub tp: u32,
+    /// Pipeline stages.
+    pub pp: u32,
+    /// Expert parallelism.
+    pub ep: u32,
+    /// Attention data parallelism.
+    pub attn_dp: u32,
+    /// Prefill chunk, tokens.
+    pub chunk_tokens: u32,
+    /// Running batch per attention rank and pipeline slot.
+    pub batch: u32,
+}
+
+impl SearchProblem {
+    /// Reads a problem from JSON and validates it.
+    ///
+    /// # Errors
+    /// [`CoreError`] naming what cannot be used.
+    pub fn from_json(text: &str) -> Result<Self, CoreError> {
+        let problem: Self =
+            serde_json::from_str(text).map_err(|error| CoreError::Unreadable(error.to_string()))?;
+        problem.validate()?;
+        Ok(problem)
+    }
+
+    /// Checks everything that crosses the border.
+    ///
+    /// # Errors
+    /// [`CoreError::BadInput`] naming the field.
+    pub fn validate(&self) -> Result<(), CoreError> {
+        self.model
+            .validate()
+            .map_err(|message| CoreError::bad_input("model", &self.model.key, message))?;
+        self.workload.validate()?;
+        self.demand.validate()?;
+        let limits = &self.limits;
+        for (name, limit) in [
+            ("tpot_s", limits.tpot_s),
+            ("ttft_s", limits.ttft_s),
+            ("e2e_s", limits.e2e_s),
+            ("min_tps_per_user", limits.min_tps_per_user),
+        ] {
+            if let Some(value) = limit {
+                require_positive(name, value)?;
+            }
+        }
+        if limits.max_chips == Some(0) {
+            return Err(CoreError::bad_input("max_chips", 0, "expected at least 1"));
+        }
+        if self.space.max_batch == 0 || self.space.max_batch > 1 << 20 {
+            return Err(CoreError::bad_input(
+                "max_batch",
+                self.space.max_batch,
+                "expected 1 to 1048576",
+            ));
+        }
+        for (name, values) in [
+            ("tp", &self.space.tp),
+            ("pp", &self.space.pp),
+            ("ep", &self.space.ep),
+            ("attn_dp", &self.space.attn_dp),
+            ("chunk_tokens", &self.space.chunk_tokens),
+        ] {
+            if values.as_ref().is_some_and(|list| list.contains(&0)) {
+                return Err(CoreError::bad_input(name, 0, "expected at least 1"));
+            }
+        }
+        for accelerator in &self.accelerators {
+            accelerator.validate()?;
+        }
+        for stack in &self.stacks {
+            if stack.accelerator >= self.accelerators.len() {
+                return Err(CoreError::bad_input(
+                    format!("accelerator of stack {}", stack.label),
+                    stack.accelerator,
+                    format!("expected below {}", self.accelerators.len()),
+                ));
+            }
+            stack.parameters.validate()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,402 @@
+//! The scan of one layout: every batch and chunk size, in blocks of lanes, with bounds that skip whole blocks.
+
+use super::best::{Candidate, Findings, Limit, Miss};
+use super::problem::{Objective, SearchProblem};
+use super::space::chunk_sizes;
+use crate::accelerator::Accelerator;
+use crate::money::{undominated_offers, FleetUnit};
+use crate::ops::attention::Lengths;
+use crate::ops::LANES;
+use crate::serving::steady::Operation;
+use crate::serving::{Layout, MemoryPlan, Stack, SteadyState, StepModel};
+
+/// Everything about one layout that does not depend on the batch.
+pub struct LayoutModel<'a> {
+    pub(super) problem: &'a SearchProblem,
+    pub(super) stack_index: usize,
+    pub(super) stack: &'a Stack,
+    pub(super) accelerator: &'a Accelerator,
+    /// The layout.
+    pub layout: Layout,
+    /// Step times.
+    pub step: StepModel,
+    /// Memory of the fullest chip.
+    pub memory: MemoryPlan,
+    units: Vec<FleetUnit>,
+}
+
+/// One chunk size of a layout.
+struct ChunkModel {
+    chunk_tokens: u32,
+    steady: SteadyState,
+    /// Largest running batch per rank and pipeline slot whose requests fit.
+    capacity: u32,
+    /// Requests in flight per rank and pipeline slot that fit.
+    capacity_in_flight: f64,
+}
+
+/// Latency limits, absent ones infinite.
+#[derive(Clone, Copy)]
+struct LatencyLimits {
+    tpot_s: f64,
+    ttft_s: f64,
+    e2e_s: f64,
+}
+
+/// What a configuration costs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Score {
+    value: f64,
+    chips: f64,
+}
+
+impl<'a> LayoutModel<'a> {
+    /// Hoists everything for one layout of a stack.
+    #[must_use]
+    pub fn new(
+        problem: &'a SearchProblem,
+        stack_index: usize,
+        layout: Layout,
+        lengths: &Lengths,
+    ) -> Self {
+        let stack = &problem.stacks[stack_index];
+        let accelerator = &problem.accelerators[stack.accelerator];
+        Self {
+            problem,
+            stack_index,
+            stack,
+            accelerator,
+            layout,
+            step: StepModel::new(&problem.model, accelerator, stack, layout, lengths),
+            memory: MemoryPlan::new(&problem.model, accelerator, stack, layout, lengths),
+            units: undominated_offers(&accelerator.offers)
+                .iter()
+                .filter_map(|offer| FleetUnit::new(accelerator, offer, layout.chips()))
+                .collect(),
+        }
+    }
+
+    /// The units this layout can be bought in.
+    #[must_use]
+    pub fn units(&self) -> &[FleetUnit] {
+        &self.units
+    }
+
+    /// The steady state when prompts are cut into chunks of `chunk_tokens`.
+    #[must_use]
+    pub fn steady(&self, chunk_tokens: u32) -> SteadyState {
+        SteadyState::new(
+            &self.stack.parameters,
+            self.layout,
+            &self.step.prefill(f64::from(chunk_tokens)),
+            self.problem.workload.osl,
+        )
+    }
+
+    /// The cheapest fleet of such replicas, and its index among [`Self::units`].
+    #[must_use]
+    pub fn cheapest_unit(&self, replica_tps: f64) -> Option<usize> {
+        let demand = &self.problem.demand;
+        let price = |unit: &FleetUnit| unit.fleet(replica_tps, demand).usd_per_m_output_tokens();
+        (0..self.units.len()).min_by(|a, b| {
+            price(&self.units[*a])
+                .total_cmp(&price(&self.units[*b]))
+                .then(self.units[*a].offer.cmp(&self.units[*b].offer))
+        })
+    }
+
+    /// What the search minimises, for a replica that delivers `replica_tps`; monotone: never rises with it.
+    #[inline(always)]
+    fn score(&self, replica_tps: f64) -> Score {
+        let demand = &self.problem.demand;
+        let mut best_usd = f64::INFINITY;
+        let mut chips = f64::INFINITY;
+        let mut kwh = f64::INFINITY;
+        for unit in &self.units {
+            let fleet = unit.fleet(replica_tps, demand);
+            let usd = fleet.usd_per_m_output_tokens();
+            let is_cheaper = usd < best_usd;
+            best_usd = if is_cheaper { usd } else { best_usd };
+            chips = if is_cheaper { fleet.chips } else { chips };
+            kwh = kwh.min(fleet.kwh_per_m_output_tokens(self.accelerator.power_w));
+        }
+        let value = match self.problem.objective {
+            Objective::Cost => best_usd,
+            Objective::Energy => kwh,
+            Objective::Throughput => -replica_tps / f64::from(self.layout.chips()),
+        };
+        Score { value, chips }
+    }
+
+    fn chunk_models(&self, findings: &mut Findings) -> Vec<ChunkModel> {
+        let max_batch = self.problem.space.max_batch;
+        let stages = f64::from(self.layout.pp);
+        let mut models = Vec::new();
+        for chunk_tokens in chunk_sizes(&self.problem.space, self.step.prompt_tokens) {
+            let capacity_in_flight = self.memory.capacity_requests(f64::from(chunk_tokens)) / stages;
+            let capacity = whole_batches(capacity_in_flight, max_batch);
+            findings.rejected.does_not_fit += u64::from(max_batch - capacity);
+            if capacity == 0 {
+                self.consider_memory_miss(chunk_tokens, findings);
+                continue;
+            }
+            models.push(ChunkModel {
+                chunk_tokens,
+                steady: self.steady(chunk_tokens),
+                capacity,
+                capacity_in_flight,
+            });
+        }
+        models
+    }
+
+    fn consider_memory_miss(&self, chunk_tokens: u32, findings: &mut Findings) {
+        let needed = self.memory.weight_bytes
+            + self.memory.activation_bytes_per_token * f64::from(chunk_tokens)
+            + self.memory.request_bytes * f64::from(self.layout.pp);
+        findings.consider_miss(Miss {
+            // A model that does not fit is further away than any latency that is missed.
+            ratio: 1e6 * needed / self.memory.plannable_bytes.max(1.0),
+            limit: Limit::Memory,
+            value: needed,
+            allowed: self.memory.plannable_bytes,
+            candidate: self.candidate(f64::INFINITY, chunk_tokens, 1),
+        });
+    }
+
+    fn candidate(&self, score: f64, chunk_tokens: u32, batch: u32) -> Candidate {
+        Candidate {
+            score,
+            stack: self.stack_index,
+            layout: self.layout,
+            chunk_tokens,
+            batch,
+        }
+    }
+
+    fn latency_limits(&self) -> LatencyLimits {
+        let limits = &self.problem.limits;
+        let unlimited = f64::INFINITY;
+        LatencyLimits {
+            tpot_s: limits
+                .tpot_s
+                .unwrap_or(unlimited)
+                .min(limits.min_tps_per_user.map_or(unlimited, |tps| 1.0 / tps)),
+            ttft_s: limits.ttft_s.unwrap_or(unlimited),
+            e2e_s: limits.e2e_s.unwrap_or(unlimited),
+        }
+    }
+
+    /// Evaluates the layout and adds what it finds.
+    pub fn scan(&self, findings: &mut Findings) {
+        if self.units.is_empty() {
+            findings.rejected.no_offer += 1;
+            return;
+        }
+        let chunks = self.chunk_models(findings);
+        let Some(largest) = chunks.iter().map(|chunk| chunk.capacity).max() else {
+            return;
+        };
+        let limits = self.latency_limits();
+        let max_chips = self
+            .problem
+            .limits
+            .max_chips
+            .map_or(f64::INFINITY, f64::from);
+        let mut best: Option<Candidate> = None;
+        let mut is_open = vec![true; chunks.len()];
+        let mut first = 1_u32;
+        while first <= largest {
+            let last = (first + LANES as u32 - 1).min(largest);
+            let first_step_s = if self.problem.exhaustive {
+                0.0
+            } else {
+                self.step.decode_step_s(f64::from(first))
+            };
+            let mut batches = [0.0; LANES];
+            let mut steps_s = [0.0; LANES];
+            let mut have_steps = false;
+            for (chunk, open) in chunks.iter().zip(&mut is_open) {
+                if !*open || first > chunk.capacity {
+                    continue;
+                }
+                let last_here = last.min(chunk.capacity);
+                if !self.problem.exhaustive {
+                    let lowest = chunk.steady.operation(f64::from(first), first_step_s);
+                    if self.misses(&lowest, &limits) {
+                        // Latencies only rise with the batch: nothing further on can meet the limits.
+                        findings.pruned += u64::from(chunk.capacity - first + 1);
+                        self.consider_latency_miss(chunk, first, &lowest, &limits, findings);
+                        *open = false;
+                        continue;
+                    }
+                    if self.cannot_matter(chunk, first, last_here, first_step_s, findings) {
+                        findings.pruned += u64::from(last_here - first + 1);
+                        continue;
+                    }
+                }
+                if !have_steps {
+                    for (lane, batch) in batches.iter_mut().enumerate() {
+                        *batch = f64::from(first) + lane as f64;
+                    }
+                    self.step.decode_steps_s(&batches, &mut steps_s);
+                    have_steps = true;
+                }
+                self.scan_block(
+                    chunk, first, last_here, &batches, &steps_s, &limits, max_chips, &mut best,
+                    findings,
+                );
+            }
+            if !is_open.contains(&true) {
+                break;
+            }
+            first = last + 1;
+        }
+        if let Some(candidate) = best {
+            findings.best_of_layout(self.stack.accelerator, candidate);
+        }
+    }
+
+    #[inline(always)]
+    fn misses(&self, operation: &Operation, limits: &LatencyLimits) -> bool {
+        operation.tpot_s > limits.tpot_s
+            || operation.ttft_s > limits.ttft_s
+            || operation.e2e_s > limits.e2e_s
+    }
+
+    /// Whether no batch from `first` to `last` can enter the best list or the frontier: latencies are at least those
+    /// of `first`, throughput at most that of `last` requests at the latencies of `first`.
+    fn cannot_matter(
+        &self,
+        chunk: &ChunkModel,
+        first: u32,
+        last: u32,
+        first_step_s: f64,
+        findings: &Findings,
+    ) -> bool {
+        let lowest = chunk.steady.operation(f64::from(first), first_step_s);
+        let most_tps = lowest.output_tps * f64::from(last) / f64::from(first);
+        let bound = self.score(most_tps).value;
+        bound > findings.top.threshold()
+            && findings
+                .frontier
+                .dominates(1.0 / lowest.tpot_s, bound)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "the block's inputs, hoisted by the caller")]
+    fn scan_block(
+        &self,
+        chunk: &ChunkModel,
+        first: u32,
+        last: u32,
+        batches: &[f64; LANES],
+        steps_s: &[f64; LANES],
+        limits: &LatencyLimits,
+        max_chips: f64,
+        best: &mut Option<Candidate>,
+        findings: &mut Findings,
+    ) {
+        let mut tpot_s = [0.0; LANES];
+        let mut ttft_s = [0.0; LANES];
+        let mut e2e_s = [0.0; LANES];
+        let mut in_flight = [0.0; LANES];
+        let mut scores = [0.0; LANES];
+        let mut chips = [0.0; LANES];
+        let ranks = chunk.steady.batches();
+        for lane in 0..LANES {
+            let operation = chunk.steady.operation(batches[lane], steps_s[lane]);
+            tpot_s[lane] = operation.tpot_s;
+            ttft_s[lane] = operation.ttft_s;
+            e2e_s[lane] = operation.e2e_s;
+            in_flight[lane] = operation.in_flight / ranks;
+            let score = self.score(operation.output_tps);
+            scores[lane] = score.value;
+            chips[lane] = score.chips;
+        }
+        let lanes = (last - first + 1) as usize;
+        findings.evaluated += lanes as u64;
+        for lane in 0..lanes {
+            if in_flight[lane] > chunk.capacity_in_flight {
+                findings.rejected.does_not_fit += 1;
+            } else if tpot_s[lane] > limits.tpot_s {
+                findings.rejected.tpot += 1;
+            } else if ttft_s[lane] > limits.ttft_s {
+                findings.rejected.ttft += 1;
+            } else if e2e_s[lane] > limits.e2e_s {
+                findings.rejected.e2e += 1;
+            } else if chips[lane] > max_chips {
+                findings.rejected.max_chips += 1;
+            } else {
+                findings.feasible += 1;
+                let batch = first + lane as u32;
+                let score = scores[lane];
+                let candidate = || self.candidate(score, chunk.chunk_tokens, batch);
+                if best.as_ref().is_none_or(|known| score <= known.score) {
+                    let new = candidate();
+                    if best.as_ref().is_none_or(|known| new.order(known).is_lt()) {
+                        *best = Some(new);
+                    }
+                }
+                findings.frontier.offer(1.0 / tpot_s[lane], score, candidate);
+                continue;
+            }
+            if findings.feasible == 0 {
+                let lowest = chunk.steady.operation(batches[lane], steps_s[lane]);
+                self.consider_latency_miss(chunk, first + lane as u32, &lowest, limits, findings);
+                if chips[lane] > max_chips && !self.misses(&lowest, limits) {
+                    findings.consider_miss(Miss {
+                        ratio: chips[lane] / max_chips,
+                        limit: Limit::MaxChips,
+                        value: chips[lane],
+                        allowed: max_chips,
+                        candidate: self.candidate(
+                            scores[lane],
+                            chunk.chunk_tokens,
+                            first + lane as u32,
+                        ),
+                    });
+                }
+            }
+        }
+    }
+
+    fn consider_latency_miss(
+        &self,
+        chunk: &ChunkModel,
+        batch: u32,
+        operation: &Operation,
+        limits: &LatencyLimits,
+        findings: &mut Findings,
+    ) {
+        if findings.feasible > 0 {
+            return;
+        }
+        let missed = [
+            (Limit::TpotS, operation.tpot_s, limits.tpot_s),
+            (Limit::TtftS, operation.ttft_s, limits.ttft_s),
+            (Limit::E2eS, operation.e2e_s, limits.e2e_s),
+        ]
+        .into_iter()
+        .max_by(|a, b| (a.1 / a.2).total_cmp(&(b.1 / b.2)));
+        if let Some((limit, value, allowed)) = missed.filter(|(_, value, allowed)| value > allowed) {
+            findings.consider_miss(Miss {
+                ratio: value / allowed,
+                limit,
+                value,
+                allowed,
+                candidate: self.candidate(f64::INFINITY, chunk.chunk_tokens, batch),
+            });
+        }
+    }
+}
+
+/// Whole batches below `capacity`, at most `most`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to 0..=most first"
+)]
+fn whole_batches(capacity: f64, most: u32) -> u32 {
+    capacity.floor().clamp(0.0, f64::from(most)) as u32
+}

@@ -1,0 +1,18 @@
+//! `tokenopt._core`: the binding and nothing but the binding. Text and arrays in, text and arrays out.
+
+mod convert;
+mod run;
+mod serving;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_function(wrap_pyfunction!(serving::search, module)?)?;
+    module.add_function(wrap_pyfunction!(serving::explain, module)?)?;
+    module.add_function(wrap_pyfunction!(serving::count_model, module)?)?;
+    module.add_function(wrap_pyfunction!(serving::serving_parameters, module)?)?;
+    module.add_class::<serving::ServingRows>()?;
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! Serving: search, explain, model counts, prediction of rows.
+
+use numpy::{IntoPyArray, PyArray2, PyReadonlyArray2};
+use pyo3::prelude::*;
+use tokenopt_core::count;
+use tokenopt_core::error::CoreError;
+use tokenopt_core::model::ModelSpec;
+use tokenopt_core::parameters::{EngineParameters, PARAMETERS};
+use tokenopt_core::predict::RowSet;
+use tokenopt_core::search::SearchProblem;
+
+use crate::convert::{to_json, to_python};
+use crate::run::detached;
+
+/// Searches; JSON problem in, JSON answer out.
+#[pyfunction]
+pub(crate) fn search(py: Python<'_>, problem_json: &str) -> PyResult<String> {
+    let problem = SearchProblem::from_json(problem_json).map_err(to_python)?;
+    let answer = detached(py, |stop| tokenopt_core::search::search(&problem, stop))?;
+    to_json(&answer)
+}
+
+/// Breaks down the configuration in `point`.
+#[pyfunction]
+pub(crate) fn explain(problem_json: &str) -> PyResult<String> {
+    let problem = SearchProblem::from_json(problem_json).map_err(to_python)?;
+    to_json(&tokenopt_core::explain::explain(&problem).map_err(to_python)?)
+}
+
+/// Counts parameters and bytes of an architecture.
+#[pyfunction]
+pub(crate) fn count_model(model_json: &str) -> PyResult<String> {
+    let model: ModelSpec = serde_json::from_str(model_json)
+        .map_err(|error| to_python(CoreError::Unreadable(error.to_string())))?;
+    model
+        .validate()
+        .map_err(|message| to_python(CoreError::bad_input("model", &model.key, message)))?;
+    to_json(&count::count(&model))
+}
+
+/// Names, priors, bounds, units and meanings of the serving parameters, in the order of prediction, as JSON.
+#[pyfunction]
+pub(crate) fn serving_parameters() -> PyResult<String> {
+    to_json(&PARAMETERS)
+}
+
+/// Operating points compiled once, predicted many times.
+#[pyclass(frozen)]
+pub(crate) struct ServingRows {
+    rows: RowSet,
+}
+
+#[pymethods]
+impl ServingRows {
+    #[new]
+    fn new(rows_json: &str) -> PyResult<Self> {
+        RowSet::from_json(rows_json)
+            .map(|rows| Self { rows })
+            .map_err(to_python)
+    }
+
+    fn __len__(&self) -> usize {
+        self.rows.rows.len()
+    }
+
+    /// Predicts every row: `parameters` is sets x parameters; the answer rows x (tpot_s, ttft_s, output_tps_per_chip,
+    /// decode_step_s), NaN where the model does not fit.
+    fn predict<'py>(
+        &self,
+        py: Python<'py>,
+        parameters: PyReadonlyArray2<'py, f64>,
+    ) -> PyResult<Bound<'py, PyArray2<f64>>> {
+        // Copied in: another thread may write the array once the interpreter is released.
+        let sets = parameters
+            .as_array()
+            .rows()
+            .into_iter()
+            .map(|row| EngineParameters::from_slice(&row.to_vec()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(to_python)?;
+        let predictions = py.detach(|| self.rows.predict(&sets)).map_err(to_python)?;
+        let mut table = numpy::ndarray::Array2::zeros((predictions.len(), 4));
+        for (mut line, prediction) in table.rows_mut().into_iter().zip(&predictions) {
+            line[0] = prediction.tpot_s;
+            line[1] = prediction.ttft_s;
+            line[2] = prediction.output_tps_per_chip;
+            line[3] = prediction.decode_step_s;
+        }
+        Ok(table.into_pyarray(py))
+    }
+}
