@@ -151,6 +151,8 @@ class Offer:
         source: Where it was read.
         suspect: Why the figure is doubtful; empty = not. Suspect offers are shown, never ranked by default.
         minimum_instances: Least number of instances sold.
+        fabric_chips: Chips under this offer that share the fast fabric; None = those of one instance. A per-chip price
+            list of a provider that sells whole nodes sets it to the node.
     """
 
     accelerator: str
@@ -164,6 +166,7 @@ class Offer:
     source: Source
     suspect: str = ""
     minimum_instances: int = 1
+    fabric_chips: int | None = None
 
     def age_days(self, today: date) -> int | None:
         """Days between `as_of` and `today`, None where the source gives no full date."""

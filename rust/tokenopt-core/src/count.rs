@@ -50,7 +50,10 @@ pub struct GroupParameters {
 impl GroupParameters {
     /// Counts one layer of `group` in a model of width `hidden`.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "parameter counts stay below 2^53")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "parameter counts stay below 2^53"
+    )]
     pub fn new(group: &LayerGroup, hidden: u32) -> Self {
         let mut counts = Self {
             mixer: projection_parameters(&group.mixer, hidden),
@@ -258,8 +261,8 @@ pub fn projection_parameters(mixer: &Mixer, hidden: u32) -> f64 {
 pub fn count(model: &ModelSpec) -> ModelCounts {
     let table = f64::from(model.vocab) * f64::from(model.hidden);
     let tables = if model.tie_embeddings { 1.0 } else { 2.0 };
-    let ends = f64::from(model.hidden)
-        + f64::from(model.learned_positions) * f64::from(model.hidden);
+    let ends =
+        f64::from(model.hidden) + f64::from(model.learned_positions) * f64::from(model.hidden);
     let formats = model.native_formats;
     let mut layer_parameters = 0.0;
     let mut active = 0.0;

@@ -107,6 +107,7 @@ pub fn explain(problem: &SearchProblem) -> Result<Explanation, CoreError> {
     }
     let candidate = Candidate {
         score: 0.0,
+        tpot_s: 0.0,
         stack: point.stack,
         layout,
         chunk_tokens: point.chunk_tokens,

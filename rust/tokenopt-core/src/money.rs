@@ -191,7 +191,10 @@ mod tests {
             utilization: 1.0,
         };
         let fleet = unit(4.0).fleet(100.0, &demand);
-        assert_eq!((fleet.replicas, fleet.instances, fleet.chips), (10.0, 3.0, 24.0));
+        assert_eq!(
+            (fleet.replicas, fleet.instances, fleet.chips),
+            (10.0, 3.0, 24.0)
+        );
         assert!((fleet.usd_per_m_output_tokens() - 48.0 / 3.6).abs() < 1e-9);
     }
 
@@ -226,6 +229,9 @@ mod tests {
             utilization: 1.0,
         };
         let fleet = unit(4.0).fleet(100.0, &demand);
-        assert_eq!((fleet.replicas, fleet.instances, fleet.delivered_tps), (4.0, 1.0, 400.0));
+        assert_eq!(
+            (fleet.replicas, fleet.instances, fleet.delivered_tps),
+            (4.0, 1.0, 400.0)
+        );
     }
 }

@@ -74,7 +74,8 @@ impl RowSet {
         }
         for row in &rows.rows {
             row.workload.validate()?;
-            let is_known = row.model < rows.models.len() && row.accelerator < rows.accelerators.len();
+            let is_known =
+                row.model < rows.models.len() && row.accelerator < rows.accelerators.len();
             if !is_known {
                 return Err(CoreError::bad_input(
                     "row",
@@ -170,7 +171,11 @@ pub fn batch_in_flight(step: &StepModel, steady: &SteadyState, in_flight: f64) -
     let mut high = in_flight / steady.batches();
     for _ in 0..HALVINGS {
         let middle = 0.5 * (low + high);
-        if steady.operation(middle, step.decode_step_s(middle)).in_flight < in_flight {
+        if steady
+            .operation(middle, step.decode_step_s(middle))
+            .in_flight
+            < in_flight
+        {
             low = middle;
         } else {
             high = middle;

@@ -219,7 +219,9 @@ mod tests {
         let switched = fabric(Topology::Switched)
             .all_reduce(2.0, 1.0)
             .seconds_per_row_b;
-        let mesh = fabric(Topology::Mesh).all_reduce(2.0, 1.0).seconds_per_row_b;
+        let mesh = fabric(Topology::Mesh)
+            .all_reduce(2.0, 1.0)
+            .seconds_per_row_b;
         assert!((mesh / switched - 7.0).abs() < 1e-9);
     }
 

@@ -131,7 +131,9 @@ impl Operator {
             }};
         }
         match self.cost {
-            Cost::Fixed(seconds) => step_s.iter_mut().for_each(|total| *total += count * seconds),
+            Cost::Fixed(seconds) => step_s
+                .iter_mut()
+                .for_each(|total| *total += count * seconds),
             Cost::PerRow(op) => accumulate!(op),
             Cost::Gemm(op) => accumulate!(op),
             Cost::Experts(op) => accumulate!(op),

@@ -10,6 +10,8 @@ use crate::serving::Layout;
 pub struct Candidate {
     /// What the search minimises.
     pub score: f64,
+    /// Time per output token, s: of equal scores (whole instances make many) the faster one wins.
+    pub tpot_s: f64,
     /// Stack.
     pub stack: usize,
     /// Layout.
@@ -21,11 +23,12 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Total order: score first, then the place in the space.
+    /// Total order: score, then latency, then the place in the space.
     #[must_use]
     pub fn order(&self, other: &Self) -> Ordering {
         self.score
             .total_cmp(&other.score)
+            .then_with(|| self.tpot_s.total_cmp(&other.tpot_s))
             .then_with(|| self.place().cmp(&other.place()))
     }
 
@@ -68,7 +71,9 @@ impl TopList {
         if self.entries.len() < self.capacity {
             f64::INFINITY
         } else {
-            self.entries.last().map_or(f64::NEG_INFINITY, |last| last.score)
+            self.entries
+                .last()
+                .map_or(f64::NEG_INFINITY, |last| last.score)
         }
     }
 
@@ -118,8 +123,7 @@ fn band_count() -> usize {
 fn band(tps_per_user: f64) -> usize {
     let bits = tps_per_user.to_bits() >> (52 - BAND_BITS);
     let lowest = LOWEST_EXPONENT << BAND_BITS;
-    bits.saturating_sub(lowest)
-        .min((OCTAVES << BAND_BITS) - 1) as usize
+    bits.saturating_sub(lowest).min((OCTAVES << BAND_BITS) - 1) as usize
 }
 
 impl Frontier {

@@ -133,7 +133,8 @@ impl<'a> LayoutModel<'a> {
         let stages = f64::from(self.layout.pp);
         let mut models = Vec::new();
         for chunk_tokens in chunk_sizes(&self.problem.space, self.step.prompt_tokens) {
-            let capacity_in_flight = self.memory.capacity_requests(f64::from(chunk_tokens)) / stages;
+            let capacity_in_flight =
+                self.memory.capacity_requests(f64::from(chunk_tokens)) / stages;
             let capacity = whole_batches(capacity_in_flight, max_batch);
             findings.rejected.does_not_fit += u64::from(max_batch - capacity);
             if capacity == 0 {
@@ -160,13 +161,14 @@ impl<'a> LayoutModel<'a> {
             limit: Limit::Memory,
             value: needed,
             allowed: self.memory.plannable_bytes,
-            candidate: self.candidate(f64::INFINITY, chunk_tokens, 1),
+            candidate: self.candidate(f64::INFINITY, f64::INFINITY, chunk_tokens, 1),
         });
     }
 
-    fn candidate(&self, score: f64, chunk_tokens: u32, batch: u32) -> Candidate {
+    fn candidate(&self, score: f64, tpot_s: f64, chunk_tokens: u32, batch: u32) -> Candidate {
         Candidate {
             score,
+            tpot_s,
             stack: self.stack_index,
             layout: self.layout,
             chunk_tokens,
@@ -277,14 +279,14 @@ impl<'a> LayoutModel<'a> {
         let lowest = chunk.steady.operation(f64::from(first), first_step_s);
         let most_tps = lowest.output_tps * f64::from(last) / f64::from(first);
         let bound = self.score(most_tps).value;
-        bound > findings.top.threshold()
-            && findings
-                .frontier
-                .dominates(1.0 / lowest.tpot_s, bound)
+        bound > findings.top.threshold() && findings.frontier.dominates(1.0 / lowest.tpot_s, bound)
     }
 
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "the block's inputs, hoisted by the caller")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the block's inputs, hoisted by the caller"
+    )]
     fn scan_block(
         &self,
         chunk: &ChunkModel,
@@ -331,14 +333,16 @@ impl<'a> LayoutModel<'a> {
                 findings.feasible += 1;
                 let batch = first + lane as u32;
                 let score = scores[lane];
-                let candidate = || self.candidate(score, chunk.chunk_tokens, batch);
+                let candidate = || self.candidate(score, tpot_s[lane], chunk.chunk_tokens, batch);
                 if best.as_ref().is_none_or(|known| score <= known.score) {
                     let new = candidate();
                     if best.as_ref().is_none_or(|known| new.order(known).is_lt()) {
                         *best = Some(new);
                     }
                 }
-                findings.frontier.offer(1.0 / tpot_s[lane], score, candidate);
+                findings
+                    .frontier
+                    .offer(1.0 / tpot_s[lane], score, candidate);
                 continue;
             }
             if findings.feasible == 0 {
@@ -352,6 +356,7 @@ impl<'a> LayoutModel<'a> {
                         allowed: max_chips,
                         candidate: self.candidate(
                             scores[lane],
+                            tpot_s[lane],
                             chunk.chunk_tokens,
                             first + lane as u32,
                         ),
@@ -379,13 +384,19 @@ impl<'a> LayoutModel<'a> {
         ]
         .into_iter()
         .max_by(|a, b| (a.1 / a.2).total_cmp(&(b.1 / b.2)));
-        if let Some((limit, value, allowed)) = missed.filter(|(_, value, allowed)| value > allowed) {
+        if let Some((limit, value, allowed)) = missed.filter(|(_, value, allowed)| value > allowed)
+        {
             findings.consider_miss(Miss {
                 ratio: value / allowed,
                 limit,
                 value,
                 allowed,
-                candidate: self.candidate(f64::INFINITY, chunk.chunk_tokens, batch),
+                candidate: self.candidate(
+                    f64::INFINITY,
+                    operation.tpot_s,
+                    chunk.chunk_tokens,
+                    batch,
+                ),
             });
         }
     }

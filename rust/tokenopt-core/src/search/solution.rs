@@ -223,7 +223,8 @@ impl Solution {
         let steady = model.steady(candidate.chunk_tokens);
         let operation = steady.operation(batch, model.step.decode_step_s(batch));
         let unit = model.cheapest_unit(operation.output_tps);
-        let fleet = unit.map(|index| model.units()[index].fleet(operation.output_tps, &problem.demand));
+        let fleet =
+            unit.map(|index| model.units()[index].fleet(operation.output_tps, &problem.demand));
         let replica_chips = f64::from(candidate.layout.chips());
         let replicas = fleet.map_or(1.0, |fleet| fleet.replicas);
         let isl = problem.workload.isl;

@@ -44,7 +44,12 @@ impl MemoryPlan {
         let mut widest: f64 = 0.0;
         for group in &model.layers {
             let count = f64::from(group.count);
-            let chip = ChipParameters::new(&GroupParameters::new(group, model.hidden), group, model, layout);
+            let chip = ChipParameters::new(
+                &GroupParameters::new(group, model.hidden),
+                group,
+                model,
+                layout,
+            );
             layer_bytes += count
                 * (chip.mixer * stack.weights.mixer.bytes()
                     + chip.dense * stack.weights.dense.bytes()
@@ -59,7 +64,8 @@ impl MemoryPlan {
                     expert_dim, top_k, ..
                 } => {
                     2.0 * f64::from(expert_dim) * f64::from(top_k) / f64::from(layout.stage_chips())
-                        + f64::from(model.hidden) * f64::from(top_k) / f64::from(layout.stage_chips())
+                        + f64::from(model.hidden) * f64::from(top_k)
+                            / f64::from(layout.stage_chips())
                 }
             });
         }
@@ -123,8 +129,8 @@ impl ChipParameters {
         layout: Layout,
     ) -> Self {
         let tp = f64::from(layout.tp);
-        let replicated = replicated_projection_parameters(&layer.mixer, model.hidden)
-            .min(group.mixer);
+        let replicated =
+            replicated_projection_parameters(&layer.mixer, model.hidden).min(group.mixer);
         Self {
             mixer: (group.mixer - replicated) / tp + replicated,
             dense: group.dense / tp,

@@ -49,12 +49,7 @@ pub struct Operation {
 impl SteadyState {
     /// Hoists the coefficients of one layout and chunk size.
     #[must_use]
-    pub fn new(
-        parameters: &EngineParameters,
-        layout: Layout,
-        prefill: &Prefill,
-        osl: f64,
-    ) -> Self {
+    pub fn new(parameters: &EngineParameters, layout: Layout, prefill: &Prefill, osl: f64) -> Self {
         let stages = f64::from(layout.pp);
         let burst = parameters.burst_share;
         let burst_wait_s = burst * prefill.marginal_s;
@@ -79,8 +74,7 @@ impl SteadyState {
     #[must_use]
     pub fn operation(&self, batch: f64, step_s: f64) -> Operation {
         let tpot_s = step_s + self.tpot_per_request_s * batch;
-        let ttft_s =
-            self.ttft_fixed_s + self.ttft_steps * step_s + self.ttft_per_request_s * batch;
+        let ttft_s = self.ttft_fixed_s + self.ttft_steps * step_s + self.ttft_per_request_s * batch;
         let e2e_s = ttft_s + tpot_s * self.steps_after_first;
         // Requests waiting for their first token hold no decode slot, except the share that overlaps with decoding.
         // No request can take less of the replica than its own prefill and its share of the decode steps.

@@ -234,7 +234,12 @@ impl Builder<'_> {
             }
             if layout.tp > 1 {
                 let reduce = self.fabric.all_reduce(tp, residual_bytes);
-                self.push(OperatorName::AllReduce, count, 1.0, Cost::Collective(reduce));
+                self.push(
+                    OperatorName::AllReduce,
+                    count,
+                    1.0,
+                    Cost::Collective(reduce),
+                );
             }
         }
         match group.ffn {
@@ -244,7 +249,12 @@ impl Builder<'_> {
                 self.push(OperatorName::DenseFfn, count, 1.0, Cost::Gemm(dense));
                 if layout.tp > 1 {
                     let reduce = self.fabric.all_reduce(tp, residual_bytes);
-                    self.push(OperatorName::AllReduce, count, 1.0, Cost::Collective(reduce));
+                    self.push(
+                        OperatorName::AllReduce,
+                        count,
+                        1.0,
+                        Cost::Collective(reduce),
+                    );
                 }
             }
             Ffn::Moe {
@@ -316,8 +326,10 @@ impl Builder<'_> {
         } else {
             (
                 OperatorName::ExpertExchange,
-                self.fabric
-                    .gather_scatter(f64::from(layout.attn_dp), residual_bytes / f64::from(layout.tp)),
+                self.fabric.gather_scatter(
+                    f64::from(layout.attn_dp),
+                    residual_bytes / f64::from(layout.tp),
+                ),
             )
         };
         self.push(name, count, 1.0, Cost::Collective(op));

@@ -1,0 +1,40 @@
+"""The cheapest hardware, layout and batching to serve or train a model, and how sure we are.
+
+>>> import tokenopt
+>>> result = tokenopt.search(model="gpt-oss-120b", slo_ms=50, target_tps=1e6)  # doctest: +SKIP
+>>> result.best[0].usd_per_m_tokens  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenopt.breakdown import explain as explain
+    from tokenopt.problem import SearchRequest as SearchRequest
+    from tokenopt.serve import SearchResult as SearchResult
+    from tokenopt.serve import Solution as Solution
+    from tokenopt.serve import search as search
+
+_LAZY = {
+    "SearchRequest": "tokenopt.problem",
+    "SearchResult": "tokenopt.serve",
+    "Solution": "tokenopt.serve",
+    "explain": "tokenopt.breakdown",
+    "search": "tokenopt.serve",
+}
+"""Public names and the modules that define them; imported on first use so that `import tokenopt` costs nothing."""
+
+__all__ = ["SearchRequest", "SearchResult", "Solution", "__version__", "explain", "search"]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tokenopt")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'tokenopt' has no attribute {name!r}")

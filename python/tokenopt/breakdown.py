@@ -1,0 +1,130 @@
+"""The full breakdown of one configuration: where its time and memory go, what binds, which parameters were used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from tokenopt.errors import SpecError
+from tokenopt.plugins import PluginRegistry, default_registry
+from tokenopt.problem import CompiledProblem, SearchRequest
+from tokenopt.serve import SCHEMA, Solution, compile_request, name_solution, run
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Breakdown of one configuration.
+
+    Attributes:
+        solution: The configuration as a search reports it.
+        decode: Operators of a decode step: name, count, total_ms and pieces (memory, compute, network, latency; s).
+        decode_step_ms: Decode step, ms.
+        prefill: Operators of one full prefill chunk.
+        prompt: Times of one prompt: attention core, alone, one more in shared chunks (ms), and its chunks.
+        memory: Bytes on the fullest chip: weights, one request, plannable, activations per token.
+        capacity_requests: Requests whose full cache fits on a rank.
+        counts: Parameter counts of the model.
+        parameters: Calibrated parameters used, with unit, bounds and meaning.
+        calibration: Name, basis, date and source of the calibration.
+    """
+
+    solution: Solution
+    decode: Sequence[Mapping[str, Any]]
+    decode_step_ms: float
+    prefill: Sequence[Mapping[str, Any]]
+    prompt: Mapping[str, float]
+    memory: Mapping[str, float]
+    capacity_requests: float
+    counts: Mapping[str, float]
+    parameters: Sequence[Mapping[str, Any]]
+    calibration: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def explain(
+    request: SearchRequest,
+    *,
+    layout: Mapping[str, int] | None = None,
+    batch: int | None = None,
+    chunk_tokens: int | None = None,
+    registry: PluginRegistry | None = None,
+) -> Explanation:
+    """Breaks down one configuration; what is not given is taken from the best that a search finds.
+
+    Args:
+        request: Scope; it must leave one accelerator.
+        layout: Any of tp, pp, ep, attn_dp.
+        batch: Running batch of one attention rank and pipeline slot.
+        chunk_tokens: Prefill chunk, tokens.
+        registry: Plugins to use; the installed ones by default.
+
+    Returns:
+        The breakdown.
+
+    Raises:
+        SpecError: A field cannot be used, or the layout cannot run the model.
+        InfeasibleError: Nothing in scope meets the limits.
+    """
+    registry = registry or default_registry()
+    fixed = {name: (value,) for name, value in (layout or {}).items() if value is not None}
+    if chunk_tokens is not None:
+        fixed["chunk_tokens"] = (chunk_tokens,)
+    problem = compile_request(replace(request, **fixed), registry)
+    chips = [chip["key"] for chip in problem.core["accelerators"]]
+    if len(chips) != 1:
+        raise SpecError(f"explain takes one accelerator, {len(chips)} are in scope", ["name one with --hardware KEY"])
+    point = _point(problem, registry, batch)
+    from tokenopt import _core
+
+    answer = json.loads(_core.explain(json.dumps({**problem.core, "point": point})))
+    calibration = problem.calibration
+    return Explanation(
+        solution=name_solution(problem, 1, answer["solution"]),
+        decode=answer["decode"],
+        decode_step_ms=answer["decode_step_ms"],
+        prefill=answer["prefill"],
+        prompt={
+            "core_ms": answer["prompt_core_ms"],
+            "alone_ms": answer["prompt_alone_ms"],
+            "marginal_ms": answer["prompt_marginal_ms"],
+            "chunks": answer["prompt_chunks"],
+        },
+        memory=answer["memory"],
+        capacity_requests=answer["capacity_requests"],
+        counts=answer["counts"],
+        parameters=answer["parameters"],
+        calibration={
+            "name": calibration.name,
+            "basis": calibration.basis,
+            "as_of": calibration.as_of,
+            "source": calibration.source,
+        },
+    )
+
+
+def _point(problem: CompiledProblem, registry: PluginRegistry, batch: int | None) -> dict[str, int]:
+    """The point to break down: the best that a search finds within what the user fixed."""
+    if batch is not None:
+        # The batch is given, so the limits decide nothing: look for the best layout without them.
+        unlimited = {**problem.core, "limits": {}, "space": {**problem.core["space"], "max_batch": batch}}
+        problem = replace(problem, core=unlimited)
+    best = run(problem, registry).best[0]
+    return {
+        "stack": next(
+            index
+            for index, stack in enumerate(problem.stacks)
+            if (stack.engine.name, stack.weight_precision, stack.kv_precision)
+            == (best.engine, best.weight_precision, best.kv_precision)
+        ),
+        "tp": best.layout.tp,
+        "pp": best.layout.pp,
+        "ep": best.layout.ep,
+        "attn_dp": best.layout.attn_dp,
+        "chunk_tokens": best.chunk_tokens,
+        "batch": batch or best.batch_per_rank,
+    }

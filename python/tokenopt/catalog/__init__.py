@@ -1,0 +1,1 @@
+"""The catalogue: accelerators, models and engines, each figure with its source."""

@@ -1,0 +1,272 @@
+"""Engines, and the resolution of calibrated parameters: one global physical set, with deviations where data support them.
+
+A calibration file holds ``[global]`` values and tables of deviations ``[engine.NAME]``, ``[family.NAME]``,
+``[format.NAME]`` and ``[stack."ENGINE FAMILY"]``. A deviation is a factor on the level above, so that what was never
+measured inherits the level above unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+from tokenopt.errors import PluginError, SpecError
+from tokenopt.records import KV_FORMATS, WEIGHT_FORMATS, Accelerator, Confidence, Engine, Source
+
+_CALIBRATION = Path(__file__).parent / "data" / "calibration" / "serving.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A fitted parameter set.
+
+    Attributes:
+        name: Name and date, e.g. `serving 2026-04-27`.
+        basis: What the parameters rest on.
+        as_of: Date of the newest row behind it.
+        base: Value of every parameter.
+        deviations: Factors by level (`engine`, `family`, `format`, `stack`), name and parameter.
+        seen: Names with measured rows behind them, by level.
+        spread: Log standard deviation of measured over predicted time per token, by novelty class.
+        source: Where the data come from.
+    """
+
+    name: str
+    basis: str
+    as_of: str
+    base: Mapping[str, float]
+    deviations: Mapping[str, Mapping[str, Mapping[str, float]]]
+    seen: Mapping[str, tuple[str, ...]]
+    spread: Mapping[str, float]
+    source: str
+
+
+def load_engines_toml(source: Path | str) -> list[Engine]:
+    """Reads engines from TOML.
+
+    Args:
+        source: A file, or the TOML text itself.
+
+    Returns:
+        Engine records.
+
+    Raises:
+        PluginError: Names the file, the engine and the field that cannot be used.
+    """
+    where = source.name if isinstance(source, Path) else "engines"
+    try:
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        entries = tomllib.loads(text).get("engine", [])
+        return [_engine(entry) for entry in entries]
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise PluginError(f"{where} cannot be read: {type(error).__name__} {error}") from error
+
+
+def _engine(entry: Mapping[str, Any]) -> Engine:
+    for name, legal in (("weight_formats", WEIGHT_FORMATS), ("kv_formats", KV_FORMATS)):
+        unknown = [item for item in entry[name] if item not in legal]
+        if unknown:
+            raise ValueError(f"{entry['name']} {name} has {unknown[0]!r}, expected {', '.join(legal)}")
+    source = entry["source"]
+    if source["confidence"] not in get_args(Confidence):
+        raise ValueError(f"{entry['name']} source confidence is {source['confidence']!r}")
+    return Engine(
+        name=entry["name"],
+        version=str(entry["version"]),
+        as_of=str(entry["as_of"]),
+        vendor=entry["vendor"],
+        families=tuple(entry["families"]),
+        weight_formats=tuple(entry["weight_formats"]),
+        kv_formats=tuple(entry["kv_formats"]),
+        parameters={name: float(value) for name, value in entry.get("parameters", {}).items()},
+        source=Source(source["reference"], source["confidence"], note=source.get("note", "")),
+    )
+
+
+def engines_for(accelerator: Accelerator, engines: list[Engine], wanted: str | None = None) -> list[Engine]:
+    """The serving engines that run on an accelerator, the newest calibration of each.
+
+    Args:
+        accelerator: The chip.
+        engines: All engines of the catalogue.
+        wanted: `NAME` or `NAME@DATE`: only that engine, in its newest state at that date.
+
+    Returns:
+        One engine a name, in order of name.
+    """
+    name, _, as_of = (wanted or "").partition("@")
+    newest: dict[str, Engine] = {}
+    for engine in engines:
+        runs_here = engine.vendor == accelerator.vendor and (
+            not engine.families or accelerator.family in engine.families
+        )
+        is_wanted = (not name or engine.name == name) and (not as_of or engine.as_of <= _end_of(as_of))
+        if engine.kind != "serving" or not runs_here or not is_wanted:
+            continue
+        known = newest.get(engine.name)
+        if known is None or engine.as_of > known.as_of:
+            newest[engine.name] = engine
+    return [newest[key] for key in sorted(newest)]
+
+
+def _end_of(as_of: str) -> str:
+    """The last day of a date given as year, year-month or full date, in a form that compares as text."""
+    try:
+        parts = [int(part) for part in as_of.split("-")]
+        first = date(*(parts + [1, 1])[:3])
+    except (ValueError, TypeError):
+        raise SpecError(f"engine date is {as_of!r}, expected YYYY, YYYY-MM or YYYY-MM-DD") from None
+    return (first.isoformat() if len(parts) == 3 else as_of + "-99")
+
+
+@cache
+def default_calibration() -> Calibration:
+    """The calibration that ships with tokenopt, or the priors of the physical parameters where none was fitted."""
+    if _CALIBRATION.exists():
+        return load_calibration(_CALIBRATION)
+    return Calibration(
+        name="priors",
+        basis="uncalibrated",
+        as_of="",
+        base=parameter_priors(),
+        deviations={},
+        seen={},
+        spread={},
+        source="centres of the physical priors",
+    )
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Reads a calibration file.
+
+    Raises:
+        SpecError: Names the file and what is wrong with it.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        header = data["calibration"]
+        base = {**parameter_priors(), **{name: float(value) for name, value in data["global"].items()}}
+        deviations = {
+            level: {name: dict(values) for name, values in data.get(level, {}).items()}
+            for level in ("engine", "family", "format", "stack")
+        }
+        unknown = sorted(set(base) - set(parameter_priors()))
+        if unknown:
+            raise SpecError(f"{path.name}: unknown parameter {unknown[0]}")
+        return Calibration(
+            name=header["name"],
+            basis=header["basis"],
+            as_of=str(header["as_of"]),
+            base=base,
+            deviations=deviations,
+            seen={level: tuple(names) for level, names in data.get("seen", {}).items()},
+            spread={name: float(value) for name, value in data.get("spread", {}).items()},
+            source=header["source"],
+        )
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise SpecError(f"calibration {path} cannot be read: {type(error).__name__} {error}") from error
+
+
+@cache
+def _parameter_table() -> tuple[dict[str, Any], ...]:
+    from tokenopt import _core
+
+    return tuple(json.loads(_core.serving_parameters()))
+
+
+def parameter_priors() -> dict[str, float]:
+    """Prior centre of every serving parameter, by name, in the core's order."""
+    return {entry["name"]: entry["prior"] for entry in _parameter_table()}
+
+
+def parameter_bounds() -> dict[str, tuple[float, float]]:
+    """Physical bounds of every serving parameter."""
+    return {entry["name"]: (entry["low"], entry["high"]) for entry in _parameter_table()}
+
+
+def resolve_parameters(
+    calibration: Calibration,
+    engine: str,
+    family: str,
+    weight_precision: str,
+    overrides: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Parameters of one stack.
+
+    Args:
+        calibration: The fitted set.
+        engine: Engine name.
+        family: Architecture family of the accelerator.
+        weight_precision: Weight format.
+        overrides: Absolute values that the engine's own plugin ships.
+
+    Returns:
+        Every parameter, inside its physical bounds.
+    """
+    values = dict(calibration.base)
+    levels = (
+        ("engine", engine),
+        ("family", family),
+        ("format", weight_precision),
+        ("stack", f"{engine} {family}"),
+    )
+    for level, name in levels:
+        for parameter, factor in calibration.deviations.get(level, {}).get(name, {}).items():
+            values[parameter] *= factor
+    values.update(overrides or {})
+    bounds = parameter_bounds()
+    return {name: min(max(value, bounds[name][0]), bounds[name][1]) for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Novelty:
+    """How new a case is to a calibration, and what that does to the interval.
+
+    Attributes:
+        name: Novelty class.
+        factors: Factors on cost at P10 and P90.
+    """
+
+    name: str
+    factors: tuple[float, float]
+
+
+_P90_OF_NORMAL = 1.2816
+"""Standard normal quantile at 90%."""
+
+_UNCALIBRATED_SPREAD = 0.45
+"""Log standard deviation before any calibration: physical priors miss measured time per token by a factor of up to 2."""
+
+
+def novelty(calibration: Calibration, engine: str, accelerator: Accelerator, model: str) -> Novelty:
+    """The interval of a stack: residual spread of the calibration, wider the less of the case was measured.
+
+    Args:
+        calibration: The fitted set.
+        engine: Engine name.
+        accelerator: The chip.
+        model: Model key.
+
+    Returns:
+        Class and factors.
+    """
+    pair = f"{model} {accelerator.key}"
+    seen = calibration.seen
+    if pair in seen.get("pair", ()):
+        name = "seen"
+    elif accelerator.key in seen.get("accelerator", ()):
+        name = "new_model" if model not in seen.get("model", ()) else "new_pair"
+    elif accelerator.family in seen.get("family", ()):
+        name = "new_accelerator"
+    else:
+        name = "new_family"
+    spread = calibration.spread.get(name, _UNCALIBRATED_SPREAD)
+    factor = math.exp(_P90_OF_NORMAL * spread)
+    return Novelty(name, (1.0 / factor, factor))

@@ -1,0 +1,96 @@
+"""The command line: one file a command, imported when it is called.
+
+Data go to stdout, everything else to stderr. Exit codes are those of :class:`tokenopt.errors.ExitCode`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from tokenopt.errors import ExitCode, TokenoptError
+
+COMMANDS = {
+    "search": "Find the cheapest way to serve a model within limits.",
+    "explain": "Break one configuration down: time, memory, what binds.",
+    "hardware": "List accelerators, or show one with its sources.",
+    "models": "List models, or show one (catalogue key or config.json).",
+    "prices": "List offers with their age and source.",
+    "plugins": "List plugins and what each contributes.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported only when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Command names in the order of their documentation."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Imports one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"tokenopt.cli.{cmd_name}")
+        return module.command  # type: ignore[no-any-return]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Lists commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="tokenopt", message="tokenopt %(version)s")
+def cli() -> None:
+    """The cheapest hardware, layout and batching for a model, and how sure we are."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: Arguments without the program's name.
+
+    Returns:
+        The exit code.
+    """
+    is_debugging = "--debug" in arguments or bool(os.environ.get("TOKENOPT_DEBUG"))
+    try:
+        outcome: Any = cli.main(list(arguments), prog_name="tokenopt", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.Abort:
+        say("interrupted")
+        return ExitCode.INTERRUPTED
+    except KeyboardInterrupt:
+        say("interrupted")
+        return ExitCode.INTERRUPTED
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        say(f"error: {error.format_message()}")
+        if context is not None:
+            say(f"hint: `{context.command_path} --help` lists the options")
+        return ExitCode.USAGE
+    except TokenoptError as error:
+        if is_debugging:
+            raise
+        say(f"error: {error.message}")
+        for hint in error.hints:
+            say(f"hint: {hint}")
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader went away (for instance `| head`); leave without a second complaint at shutdown.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        return ExitCode.FOUND
+    return outcome if isinstance(outcome, int) else ExitCode.FOUND
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    click.echo(text, err=True)

@@ -1,0 +1,84 @@
+"""Flags that several commands share, and what they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from tokenopt.errors import SpecError
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _stack(*decorators: Decorator) -> Decorator:
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+debug_option = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+
+workload_options = _stack(
+    click.option("--model", default="gpt-oss-120b", show_default=True, metavar="NAME|PATH",
+                 help="Catalogue key, Hugging Face id, or path of a config.json."),
+    click.option("--isl", type=float, default=1024, show_default=True, help="Prompt length, tokens."),
+    click.option("--osl", type=float, default=1024, show_default=True, help="Output length, tokens."),
+    click.option("--prefix-hit", type=float, default=0.0, show_default=True,
+                 help="Share of the prompt found in the prefix cache, 0 to 1."),
+)  # fmt: skip
+
+limit_options = _stack(
+    click.option("--slo-ms", type=float, help="Limit on time per output token, ms."),
+    click.option("--tpot-ms", type=float, help="The same as --slo-ms."),
+    click.option("--ttft-ms", type=float, help="Limit on time to first token, ms."),
+    click.option("--e2e-ms", type=float, help="Limit on the whole request, ms."),
+    click.option("--min-interactivity", type=float, metavar="TPS", help="Least output tokens/s that a user sees."),
+    click.option("--target-tps", type=float, help="Output tokens/s of the whole fleet."),
+    click.option("--target-rps", type=float, help="Requests/s of the whole fleet."),
+    click.option("--max-chips", type=int, help="Most chips the fleet may pay for."),
+    click.option("--utilization", type=float, default=1.0, show_default=True,
+                 help="Share of the sized throughput that is used on average."),
+)  # fmt: skip
+
+scope_options = _stack(
+    click.option("--hardware", multiple=True, metavar="GLOB", help="Accelerator keys; repeatable, globs allowed."),
+    click.option("--vendor", multiple=True, help="Vendors; repeatable."),
+    click.option("--announced", is_flag=True, help="Include accelerators that are announced but do not ship yet."),
+    click.option("--engine", metavar="NAME[@DATE]", help="Serving engine; the newest calibration by default."),
+    click.option("--precision", help="Weight precision (native, bf16, fp8, int8, int4, mxfp4, nvfp4, fp4)."),
+    click.option("--kv-precision", help="KV-cache precision (bf16, fp8, fp4)."),
+)  # fmt: skip
+
+price_options = _stack(
+    click.option("--provider", multiple=True, metavar="GLOB", help="Providers; repeatable, globs allowed."),
+    click.option("--region", multiple=True, metavar="GLOB", help="Regions; repeatable, globs allowed."),
+    click.option("--term", help="Rank only this kind of price: on-demand, reserved-1y, reserved-3y, rental, spot, "
+                 "marketplace or owned."),
+    click.option("--spot", is_flag=True, help="Rank spot and marketplace offers too."),
+    click.option("--price", multiple=True, metavar="KEY=USD", help="Your own quote per chip-hour; repeatable."),
+    click.option("--prices-max-age", type=int, metavar="DAYS", help="Leave out older prices."),
+    click.option("--pue", type=float, default=1.25, show_default=True, help="Facility power over IT power."),
+)  # fmt: skip
+
+
+def parse_quotes(quotes: tuple[str, ...]) -> Mapping[str, float]:
+    """``KEY=USD`` texts as numbers.
+
+    Raises:
+        SpecError: A text has another form.
+    """
+    prices: dict[str, float] = {}
+    for quote in quotes:
+        key, separator, amount = quote.partition("=")
+        try:
+            prices[key.strip().lower()] = float(amount)
+        except ValueError:
+            separator = ""
+        if not separator:
+            raise SpecError(f"--price is {quote!r}, expected KEY=USD per chip-hour, for instance b200-sxm=2.10")
+    return prices

@@ -1,0 +1,73 @@
+"""`tokenopt plugins`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from tokenopt.cli.options import debug_option
+
+
+@click.group("plugins", invoke_without_command=True)
+@click.pass_context
+@debug_option
+def command(ctx: click.Context, debug: bool) -> None:  # noqa: ARG001
+    """List plugins: version, hooks, what each contributes, and what is wrong with it."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_plugins)
+
+
+@command.command("list")
+@click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table", show_default=True,
+              help="Form of the answer.")  # fmt: skip
+def list_plugins(output_format: str = "table") -> None:
+    """List plugins."""
+    from rich.console import Console
+
+    from tokenopt.plugins import load_plugins
+    from tokenopt.report.tables import plain_table
+
+    registry = load_plugins()
+    registry.collect_all()
+    if output_format == "json":
+        click.echo(json.dumps({"schema": 1, "plugins": [asdict(status) for status in registry.plugins]}, indent=2))
+        return
+    console = Console(highlight=False)
+    columns = [("plugin", "left"), ("package", "left"), ("version", "left"), ("contributes", "left"), ("status", "left")]
+    console.print(
+        plain_table(
+            columns,
+            [
+                [
+                    status.name,
+                    status.package,
+                    status.version,
+                    ", ".join(f"{n} {hook.removeprefix('tokenopt_')}" for hook, n in status.contributed.items()),
+                    status.status,
+                ]
+                for status in registry.plugins
+            ],
+        )
+    )
+    for problem in registry.problems:
+        console.print(problem, soft_wrap=True)
+
+
+@command.command("show")
+@click.argument("name")
+def show_plugin(name: str) -> None:
+    """Show one plugin and what it contributes."""
+    from rich.console import Console
+
+    from tokenopt.errors import SpecError
+    from tokenopt.plugins import load_plugins
+    from tokenopt.report.tables import print_mapping
+
+    registry = load_plugins()
+    registry.collect_all()
+    known = {status.name: status for status in registry.plugins}
+    if name not in known:
+        raise SpecError(f"plugin {name!r} is not installed", [f"installed: {', '.join(sorted(known))}"])
+    print_mapping(Console(highlight=False), name, asdict(known[name]))

@@ -1,0 +1,256 @@
+"""Terminal tables. Everything shown comes from the JSON contract's fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from tokenopt.records import Offer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tokenopt.breakdown import Explanation
+    from tokenopt.serve import SearchResult, Solution
+
+WIDE = 130
+"""Terminal width from which every column is shown."""
+
+
+def usd(value: float | None) -> str:
+    """Dollars with four significant digits, never in scientific notation."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if value >= 1000:
+        return f"${value:,.0f}"
+    digits = max(2, 3 - math.floor(math.log10(value))) if value > 0 else 2
+    return f"${value:.{min(digits, 8)}f}"
+
+
+def count(value: float) -> str:
+    """A count with thousands separators."""
+    return f"{value:,.0f}"
+
+
+def milliseconds(value: float) -> str:
+    """Milliseconds with three significant digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def layout_text(solution: Solution) -> str:
+    """The layout, degrees of one left out."""
+    layout = solution.layout
+    parts = [f"tp{layout.tp}"]
+    parts += [f"pp{layout.pp}"] if layout.pp > 1 else []
+    parts += [f"dp{layout.attn_dp}"] if layout.attn_dp > 1 else []
+    parts += [f"ep{layout.ep}"] if layout.ep > 1 else []
+    return " ".join(parts)
+
+
+def age_text(as_of: str, today: date) -> str:
+    """How old a price is."""
+    try:
+        days = (today - date.fromisoformat(as_of)).days
+    except ValueError:
+        return f"{as_of}, age unknown"
+    return "today" if days == 0 else f"{days} days ago"
+
+
+_WHY = {
+    "bandwidth": "memory bandwidth",
+    "compute": "compute",
+    "network": "network",
+    "latency": "launch latency",
+    "memory": "memory capacity",
+    "slo_tpot": "latency per token",
+    "slo_ttft": "time to first token",
+    "slo_e2e": "request latency",
+    "max_batch": "largest batch tried",
+}
+
+
+def search_table(result: SearchResult, width: int) -> Table:
+    """The cheapest configuration of each accelerator."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    wide = width >= WIDE
+    table.add_column("accelerator", no_wrap=True)
+    columns = [
+        ("$/1M out", True), ("$/1M tok", True), ("P10-P90", wide), ("$/request", wide), ("$/hour", True),
+        ("chips", True), ("replicas", wide), ("instances", wide),
+        ("TTFT ms", True), ("TPOT ms", True), ("kWh/1M", wide),
+    ]  # fmt: skip
+    for name, is_shown in columns:
+        if is_shown:
+            table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("engine", no_wrap=not wide)
+    table.add_column("layout", no_wrap=True)
+    table.add_column("batch", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("price")
+        table.add_column("binds")
+    today = date.today()
+    for solution in result.by_accelerator:
+        cells = [
+            (usd(solution.usd_per_m_output_tokens), True),
+            (usd(solution.usd_per_m_tokens), True),
+            (f"{usd(solution.interval.p10)}-{usd(solution.interval.p90)}", wide),
+            (usd(solution.usd_per_request), wide),
+            (usd(solution.usd_per_hr), True),
+            (count(solution.chips), True),
+            (count(solution.replicas), wide),
+            (count(solution.instances), wide),
+            (milliseconds(solution.ttft_ms), True),
+            (milliseconds(solution.tpot_ms), True),
+            (f"{solution.kwh_per_m_tokens:.4f}", wide),
+        ]
+        offer = solution.offer
+        table.add_row(
+            solution.accelerator,
+            *(text for text, is_shown in cells if is_shown),
+            f"{solution.engine} {solution.weight_precision}/{solution.kv_precision}" if wide else solution.engine,
+            layout_text(solution),
+            count(solution.running_batch),
+            *(
+                (
+                    f"{usd(offer.usd_per_chip_hr)} {offer.provider} {offer.term}, {age_text(offer.as_of, today)}",
+                    _WHY[solution.why],
+                )
+                if wide
+                else ()
+            ),
+        )
+    return table
+
+
+def search_summary(result: SearchResult) -> list[str]:
+    """The answer in two lines."""
+    best = result.best[0]
+    offer = best.offer
+    return [
+        f"Cheapest: {best.accelerator} ({best.engine}, {best.weight_precision} weights, {best.kv_precision} KV), "
+        f"{layout_text(best)}, batch {count(best.running_batch)}: {usd(best.usd_per_m_tokens)} per 1M tokens "
+        f"({usd(best.usd_per_m_output_tokens)} per 1M output tokens), P10-P90 {usd(best.interval.p10)} to "
+        f"{usd(best.interval.p90)}, {best.basis}.",
+        f"Fleet: {count(best.chips)} chips in {count(best.instances)} instances, {count(best.replicas)} replicas, "
+        f"{count(best.output_tps)} tokens/s at {best.tps_per_user:,.1f} tokens/s/user, {usd(best.usd_per_hr)} per hour "
+        f"at {offer.provider} ({offer.term}, {usd(offer.usd_per_chip_hr)} per chip-hour, as of {offer.as_of}). "
+        f"Bound by {_WHY[best.why]}.",
+    ]
+
+
+def search_notes(result: SearchResult) -> list[str]:
+    """What the reader must know beside the table."""
+    problem = result.problem
+    workload = problem["workload"]
+    lines = [
+        f"{problem['model']}, {workload['isl']:g} tokens in and {workload['osl']:g} out; ranked by {problem['objective']}; "
+        f"prices ranked: {', '.join(result.ranked_terms)}",
+        "assumed: " + "; ".join(f"{item.name} = {item.value} ({item.why})" for item in result.assumptions),
+    ]
+    if result.without_price:
+        lines.append(f"no such price, left out: {', '.join(result.without_price)}")
+    if result.cannot_run:
+        lines.append(f"no engine serves it there, left out: {', '.join(result.cannot_run)}")
+    missing = sorted(
+        set(problem["accelerators"]) - {solution.accelerator for solution in result.by_accelerator} - set(result.cannot_run)
+    )
+    if missing:
+        lines.append(f"cannot meet the limits or hold the model: {', '.join(missing)}")
+    lines.append(
+        f"{result.evaluated:,} configurations evaluated, {result.pruned:,} ruled out by bounds, "
+        f"{result.feasible:,} feasible, {result.elapsed_s:.3f} s"
+    )
+    return lines
+
+
+def explanation_tables(explanation: Explanation) -> list[Table]:
+    """Operators, memory and parameters of one configuration."""
+    from rich import box
+    from rich.table import Table
+
+    def new(title: str, *columns: str) -> Table:
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        for index, name in enumerate(columns):
+            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        return table
+
+    tables = []
+    for title, operators in (
+        (f"Decode step: {explanation.decode_step_ms:.3f} ms", explanation.decode),
+        (f"One prefill chunk of {count(explanation.solution.chunk_tokens)} tokens", explanation.prefill),
+    ):
+        table = new(title, "operator", "count", "ms", "share", "memory ms", "compute ms", "network ms", "latency ms")
+        total = sum(operator["total_ms"] for operator in operators)
+        for operator in sorted(operators, key=lambda item: -item["total_ms"]):
+            pieces = [operator["pieces"][f"{name}_s"] * 1e3 for name in ("memory", "compute", "network", "latency")]
+            table.add_row(
+                operator["name"].replace("_", " "),
+                f"{operator['count']:g}",
+                f"{operator['total_ms']:.4f}",
+                f"{operator['total_ms'] / total:.1%}",
+                *(f"{piece:.4f}" if piece else "" for piece in pieces),
+            )
+        tables.append(table)
+    prompt = explanation.prompt
+    table = new("One prompt", "time", "ms")
+    table.add_row("attention core", f"{prompt['core_ms']:.3f}")
+    table.add_row("alone on the replica", f"{prompt['alone_ms']:.3f}")
+    table.add_row("one more in shared chunks", f"{prompt['marginal_ms']:.3f}")
+    tables.append(table)
+    memory = explanation.memory
+    solution = explanation.solution
+    table = new("Memory of the fullest chip", "part", "GB")
+    table.add_row("weights", f"{memory['weight_bytes'] / 1e9:.2f}")
+    table.add_row("cache and state of the requests in flight", f"{solution.kv_gb_per_chip:.2f}")
+    table.add_row(
+        "activations of a chunk", f"{memory['activation_bytes_per_token'] * solution.chunk_tokens / 1e9:.2f}"
+    )
+    table.add_row("plannable", f"{memory['plannable_bytes'] / 1e9:.2f}")
+    table.add_row("requests that fit a rank", count(explanation.capacity_requests))
+    tables.append(table)
+    table = new("Parameters used", "parameter", "value", "unit", "bounds")
+    for parameter in explanation.parameters:
+        table.add_row(
+            parameter["name"], f"{parameter['value']:.4g}", parameter["unit"],
+            f"{parameter['low']:g} to {parameter['high']:g}",
+        )  # fmt: skip
+    tables.append(table)
+    return tables
+
+
+def plain_table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of texts; `columns` are pairs of name and justification."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in columns:
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def offer_rows(offers: Iterable[Offer], today: date) -> list[list[str]]:
+    """One row an offer, doubtful ones marked."""
+    return [
+        [
+            offer.accelerator, offer.provider, offer.instance_type, offer.region, offer.term,
+            usd(offer.usd_per_chip_hr), count(offer.chips_per_instance), offer.as_of, age_text(offer.as_of, today),
+            "suspect" if offer.suspect else "",
+        ]
+        for offer in offers
+    ]  # fmt: skip
+
+
+def print_mapping(console: Console, title: str, mapping: Mapping[str, Any]) -> None:
+    """A two-column listing."""
+    console.print(title, style="bold")
+    for name, value in mapping.items():
+        console.print(f"  {name}: {value}", highlight=False)

@@ -1,0 +1,353 @@
+"""The search: one call into the core, and its answer with names.
+
+JSON field names of :meth:`SearchResult.to_dict` are the contract, the same in Python, tables and files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from tokenopt.errors import InfeasibleError
+from tokenopt.plugins import PluginRegistry, default_registry
+from tokenopt.problem import Assumption, CompiledProblem, SearchRequest, build_problem
+from tokenopt.records import Offer
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
+
+SCHEMA = 1
+
+_UNITS = {"tpot_s": ("time per output token", "--slo-ms"), "ttft_s": ("time to first token", "--ttft-ms"),
+          "e2e_s": ("whole request", "--e2e-ms")}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class OfferAnswer:
+    """The price a solution was costed with."""
+
+    provider: str
+    instance_type: str
+    region: str
+    term: str
+    usd_per_chip_hr: float
+    as_of: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Parallel layout of a replica."""
+
+    mode: str
+    tp: int
+    pp: int
+    ep: int
+    attn_dp: int
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """P10 and P90 of `usd_per_m_tokens`."""
+
+    p10: float
+    p90: float
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """One configuration, priced. Tokens/s are output tokens unless named total; dollars are USD; GB is 10^9 bytes."""
+
+    rank: int
+    accelerator: str
+    vendor: str
+    offer: OfferAnswer
+    engine: str
+    engine_version: str
+    weight_precision: str
+    kv_precision: str
+    layout: Layout
+    chunk_tokens: int
+    concurrency: int
+    running_batch: float
+    batch_per_rank: int
+    replicas: int
+    instances: int
+    chips: int
+    chips_used: int
+    ttft_ms: float
+    tpot_ms: float
+    e2e_ms: float
+    tps_per_user: float
+    output_tps_per_chip: float
+    output_tps: float
+    capacity_tps: float
+    requests_per_s: float
+    usd_per_m_output_tokens: float
+    usd_per_m_tokens: float
+    usd_per_m_input_tokens: float
+    usd_per_request: float
+    usd_per_hr: float
+    kwh_per_m_tokens: float
+    weight_gb_per_chip: float
+    kv_gb_per_chip: float
+    memory_used_share: float
+    interval: Interval
+    basis: str
+    calibration: str
+    why: str
+    step_shares: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict with the contract's field names."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Answer of a search.
+
+    Attributes:
+        best: Best layouts, best first; one entry a layout (its best batch and chunk size).
+        by_accelerator: The best of each accelerator, best first.
+        frontier: Undominated trade-offs of interactivity against the objective, fastest first.
+        evaluated: Configurations evaluated in full.
+        pruned: Configurations that bounds skipped.
+        feasible: Evaluated configurations that met every limit.
+        rejected: Why the others did not, as counts.
+        elapsed_s: Wall time of the core, s.
+        problem: What was asked, as it was understood.
+        assumptions: Defaults that were not stated.
+        ranked_terms: Kinds of price that were ranked.
+        without_price: Accelerators left out because no such price is known.
+        cannot_run: Accelerators on which no engine serves the model in the wanted formats.
+        notes: Problems of plugins and data.
+    """
+
+    best: list[Solution]
+    by_accelerator: list[Solution]
+    frontier: list[Solution]
+    evaluated: int
+    pruned: int
+    feasible: int
+    rejected: Mapping[str, int]
+    elapsed_s: float
+    problem: Mapping[str, Any]
+    assumptions: list[Assumption]
+    ranked_terms: tuple[str, ...]
+    without_price: list[str]
+    cannot_run: list[str]
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract as plain dicts and lists."""
+        return {"schema": SCHEMA, **asdict(self), "ranked_terms": list(self.ranked_terms)}
+
+    def to_json(self) -> str:
+        """The JSON contract as text."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row a solution of `best` and `by_accelerator`, nested fields joined with an underscore."""
+        rows = []
+        for table in ("best", "by_accelerator"):
+            for solution in getattr(self, table):
+                rows.append({"list": table, **_flat(solution.to_dict())})
+        return rows
+
+    def to_polars(self) -> polars.DataFrame:
+        """:meth:`rows` as a polars frame."""
+        import polars
+
+        return polars.DataFrame(self.rows())
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """:meth:`rows` as a pandas frame."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
+
+def search(request: SearchRequest | None = None, *, registry: PluginRegistry | None = None, **options: Any) -> SearchResult:
+    """Finds the cheapest way to serve a model within limits.
+
+    Args:
+        request: A complete request; or give its fields as keywords, for instance
+            ``search(model="gpt-oss-120b", slo_ms=50, target_tps=1e6)``.
+        registry: Plugins to use; the installed ones by default.
+        **options: Fields of :class:`tokenopt.problem.SearchRequest`.
+
+    Returns:
+        Solutions, frontier and counts.
+
+    Raises:
+        SpecError: A field cannot be used.
+        MissingDataError: Nothing to search.
+        InfeasibleError: No configuration meets the limits; the nearest miss and the limit to relax are named.
+    """
+    registry = registry or default_registry()
+    return run(compile_request(request, registry, **options), registry)
+
+
+def compile_request(
+    request: SearchRequest | None, registry: PluginRegistry, **options: Any
+) -> CompiledProblem:
+    """Validates a request and compiles it for the core."""
+    from tokenopt.errors import SpecError
+
+    if request is None:
+        legal = {field.name for field in fields(SearchRequest)}
+        unknown = sorted(set(options) - legal)
+        if unknown:
+            raise SpecError(f"search has no option {unknown[0]!r}", [f"options: {', '.join(sorted(legal))}"])
+        request = SearchRequest(**options)
+    elif options:
+        raise SpecError("give either a request or single options, not both")
+    return build_problem(request, registry)
+
+
+def run(problem: CompiledProblem, registry: PluginRegistry) -> SearchResult:
+    """Runs a compiled problem in the core and names the answer."""
+    from tokenopt import _core
+
+    answer = json.loads(_core.search(json.dumps(problem.core)))
+    if not answer["best"]:
+        raise _infeasible(problem, answer)
+    return SearchResult(
+        best=_solutions(problem, answer["best"]),
+        by_accelerator=_solutions(problem, answer["by_accelerator"]),
+        frontier=_solutions(problem, answer["frontier"]),
+        evaluated=answer["evaluated"],
+        pruned=answer["pruned"],
+        feasible=answer["feasible"],
+        rejected=answer["rejected"],
+        elapsed_s=answer["elapsed_s"],
+        problem=_problem_summary(problem),
+        assumptions=problem.assumptions,
+        ranked_terms=problem.ranked_terms,
+        without_price=problem.without_price,
+        cannot_run=problem.cannot_run,
+        notes=list(registry.problems),
+    )
+
+
+def name_solution(problem: CompiledProblem, rank: int, raw: Mapping[str, Any]) -> Solution:
+    """A solution of the core with the names behind its indices."""
+    stack = problem.stacks[raw["stack"]]
+    low, high = interval_factors(problem, raw["stack"])
+    usd = raw["usd_per_m_tokens"]
+    named = {
+        "rank": rank,
+        "accelerator": stack.accelerator.key,
+        "vendor": stack.accelerator.vendor,
+        "offer": _offer(problem.offers[raw["offer"]]) if raw["offer"] is not None else _NO_OFFER,
+        "engine": stack.engine.name,
+        "engine_version": stack.engine.version,
+        "weight_precision": stack.weight_precision,
+        "kv_precision": stack.kv_precision,
+        "layout": Layout(**raw["layout"]),
+        "interval": Interval(p10=usd * low, p90=usd * high) if usd is not None else Interval(math.nan, math.nan),
+        "basis": stack.basis,
+        "calibration": problem.calibration.name,
+        **{name: int(raw[name] or 0) for name in ("replicas", "instances", "chips", "chips_used")},
+    }
+    names = {field.name for field in fields(Solution)}
+    rest = {name: raw[name] for name in raw if name in names and name not in named}
+    return Solution(**named, **rest)
+
+
+def interval_factors(problem: CompiledProblem, stack_index: int) -> tuple[float, float]:
+    """Factors on $/M tokens at P10 and P90, from the spread of the calibration's residuals at this novelty."""
+    from tokenopt.catalog.engines import novelty
+
+    stack = problem.stacks[stack_index]
+    return novelty(problem.calibration, stack.engine.name, stack.accelerator, problem.model.key).factors
+
+
+def _solutions(problem: CompiledProblem, raw: Sequence[Mapping[str, Any]]) -> list[Solution]:
+    return [name_solution(problem, rank, solution) for rank, solution in enumerate(raw, start=1)]
+
+
+_NO_OFFER = OfferAnswer("", "", "", "", math.nan, "", "")
+
+
+def _offer(offer: Offer) -> OfferAnswer:
+    return OfferAnswer(
+        provider=offer.provider,
+        instance_type=offer.instance_type,
+        region=offer.region,
+        term=offer.term,
+        usd_per_chip_hr=offer.usd_per_chip_hr,
+        as_of=offer.as_of,
+        source=offer.source.reference,
+    )
+
+
+def _problem_summary(problem: CompiledProblem) -> dict[str, Any]:
+    core = problem.core
+    return {
+        "model": problem.model.key,
+        "hf_id": problem.model.hf_id,
+        "workload": core["workload"],
+        "limits": core["limits"],
+        "demand": core["demand"],
+        "objective": core["objective"],
+        "accelerators": [chip["key"] for chip in core["accelerators"]],
+        "exhaustive": core["exhaustive"],
+    }
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}_"))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _infeasible(problem: CompiledProblem, answer: Mapping[str, Any]) -> InfeasibleError:
+    miss = answer["nearest_miss"]
+    if miss is None:
+        if answer["rejected"]["no_offer"]:
+            return InfeasibleError(
+                f"no offer sells a unit that can hold a replica of {problem.model.key}",
+                ["--spot, --term or --price widen the offers"],
+            )
+        return InfeasibleError(f"no layout of {problem.model.key} is legal on the accelerators in scope")
+    stack = problem.stacks[miss["stack"]]
+    layout = miss["layout"]
+    place = (
+        f"{stack.accelerator.key} with {stack.engine.name}, {stack.weight_precision} weights, "
+        f"tp={layout['tp']} pp={layout['pp']} ep={layout['ep']} attn-dp={layout['attn_dp']}"
+    )
+    value, allowed = miss["value"], miss["allowed"]
+    if miss["limit"] == "memory":
+        return InfeasibleError(
+            f"{problem.model.key} fits on no layout in scope: the nearest, {place}, needs {value / 1e9:,.0f} GB per chip "
+            f"and may use {allowed / 1e9:,.0f} GB",
+            ["widen --hardware, lower --precision or --isl"],
+        )
+    if miss["limit"] == "max_chips":
+        return InfeasibleError(
+            f"no fleet of at most {allowed:,.0f} chips delivers the target: the nearest, {place}, pays for {value:,.0f}",
+            [f"relax --max-chips to {math.ceil(value)}, or lower the target"],
+        )
+    what, flag = _UNITS[miss["limit"]]
+    if miss["limit"] == "tpot_s" and problem.request.min_interactivity is not None:
+        is_interactivity = allowed <= 1.0 / problem.request.min_interactivity * (1 + 1e-9)
+        if is_interactivity:
+            return InfeasibleError(
+                f"no configuration reaches {1 / allowed:,.1f} tokens/s/user: the nearest, {place}, reaches {1 / value:,.1f}",
+                [f"relax --min-interactivity to {math.floor(10 / value) / 10:g}"],
+            )
+    return InfeasibleError(
+        f"no configuration meets the limit on {what} of {allowed * 1e3:,.4g} ms: the nearest, {place}, "
+        f"reaches {value * 1e3:,.4g} ms",
+        [f"relax {flag} to {math.ceil(value * 1e4) / 10:g}"],
+    )
