@@ -71,7 +71,7 @@ def explain(
         InfeasibleError: Nothing in scope meets the limits.
     """
     registry = registry or default_registry()
-    fixed = {name: (value,) for name, value in (layout or {}).items() if value is not None}
+    fixed: dict[str, Any] = {name: (value,) for name, value in (layout or {}).items() if value is not None}
     if chunk_tokens is not None:
         fixed["chunk_tokens"] = (chunk_tokens,)
     problem = compile_request(replace(request, **fixed), registry)

@@ -240,7 +240,7 @@ def _call_guarded(function: Callable[..., Any], kind: _Kind[Record]) -> list[Rec
             raise PluginError(f"{kind.hook} returned {type(answer).__name__}, expected records")
         return list(islice(answer, MAX_RECORDS + 1))
 
-    records = _within_time_limit(call, kind.hook)
+    records: list[Record] = _within_time_limit(call, kind.hook)
     if len(records) > MAX_RECORDS:
         raise PluginError(f"{kind.hook} returned more than {MAX_RECORDS:,} records")
     for record in records:

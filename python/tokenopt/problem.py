@@ -288,7 +288,9 @@ def select_accelerators(request: SearchRequest, registry: PluginRegistry) -> lis
     vendors = sorted({chip.vendor for chip in known.values()})
     for vendor in request.vendor:
         if vendor.lower() not in vendors:
-            raise SpecError(f"vendor {vendor!r} is not known", _near(vendor, vendors) or [f"known: {', '.join(vendors)}"])
+            raise SpecError(
+                f"vendor {vendor!r} is not known", _near(vendor, vendors) or [f"known: {', '.join(vendors)}"]
+            )
     chosen = _match(request.hardware, sorted(known), "hardware")
     wanted_vendors = {vendor.lower() for vendor in request.vendor} or set(vendors)
     named = {pattern.lower() for pattern in request.hardware}

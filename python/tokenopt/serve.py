@@ -172,7 +172,9 @@ class SearchResult:
         return pandas.DataFrame(self.rows())
 
 
-def search(request: SearchRequest | None = None, *, registry: PluginRegistry | None = None, **options: Any) -> SearchResult:
+def search(
+    request: SearchRequest | None = None, *, registry: PluginRegistry | None = None, **options: Any
+) -> SearchResult:
     """Finds the cheapest way to serve a model within limits.
 
     Args:
@@ -193,9 +195,7 @@ def search(request: SearchRequest | None = None, *, registry: PluginRegistry | N
     return run(compile_request(request, registry, **options), registry)
 
 
-def compile_request(
-    request: SearchRequest | None, registry: PluginRegistry, **options: Any
-) -> CompiledProblem:
+def compile_request(request: SearchRequest | None, registry: PluginRegistry, **options: Any) -> CompiledProblem:
     """Validates a request and compiles it for the core."""
     from tokenopt.errors import SpecError
 
@@ -265,7 +265,7 @@ def interval_factors(problem: CompiledProblem, stack_index: int) -> tuple[float,
     from tokenopt.catalog.engines import novelty
 
     stack = problem.stacks[stack_index]
-    return novelty(problem.calibration, stack.engine.name, stack.accelerator, problem.model.key).factors
+    return novelty(problem.calibration, stack.accelerator, problem.model.key).factors
 
 
 def _solutions(problem: CompiledProblem, raw: Sequence[Mapping[str, Any]]) -> list[Solution]:
@@ -329,13 +329,14 @@ def _infeasible(problem: CompiledProblem, answer: Mapping[str, Any]) -> Infeasib
     value, allowed = miss["value"], miss["allowed"]
     if miss["limit"] == "memory":
         return InfeasibleError(
-            f"{problem.model.key} fits on no layout in scope: the nearest, {place}, needs {value / 1e9:,.0f} GB per chip "
-            f"and may use {allowed / 1e9:,.0f} GB",
+            f"{problem.model.key} fits on no layout in scope: the nearest, {place}, "
+            f"needs {value / 1e9:,.0f} GB per chip and may use {allowed / 1e9:,.0f} GB",
             ["widen --hardware, lower --precision or --isl"],
         )
     if miss["limit"] == "max_chips":
         return InfeasibleError(
-            f"no fleet of at most {allowed:,.0f} chips delivers the target: the nearest, {place}, pays for {value:,.0f}",
+            f"no fleet of at most {allowed:,.0f} chips delivers the target: the nearest, {place}, "
+            f"pays for {value:,.0f}",
             [f"relax --max-chips to {math.ceil(value)}, or lower the target"],
         )
     what, flag = _UNITS[miss["limit"]]
@@ -343,7 +344,8 @@ def _infeasible(problem: CompiledProblem, answer: Mapping[str, Any]) -> Infeasib
         is_interactivity = allowed <= 1.0 / problem.request.min_interactivity * (1 + 1e-9)
         if is_interactivity:
             return InfeasibleError(
-                f"no configuration reaches {1 / allowed:,.1f} tokens/s/user: the nearest, {place}, reaches {1 / value:,.1f}",
+                f"no configuration reaches {1 / allowed:,.1f} tokens/s/user: the nearest, {place}, "
+                f"reaches {1 / value:,.1f}",
                 [f"relax --min-interactivity to {math.floor(10 / value) / 10:g}"],
             )
     return InfeasibleError(

@@ -123,7 +123,7 @@ class _Reader:
         return str(value)
 
     def number(self, name: str, at_least: float) -> float:
-        value = self.entry.get(name)
+        value: Any = self.entry.get(name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or value < at_least:
             raise PluginError(f"{self.where}: {name} is {value!r}, expected a finite number of at least {at_least:g}")

@@ -120,10 +120,10 @@ def _end_of(as_of: str) -> str:
     """The last day of a date given as year, year-month or full date, in a form that compares as text."""
     try:
         parts = [int(part) for part in as_of.split("-")]
-        first = date(*(parts + [1, 1])[:3])
+        first = date(*[*parts, 1, 1][:3])
     except (ValueError, TypeError):
         raise SpecError(f"engine date is {as_of!r}, expected YYYY, YYYY-MM or YYYY-MM-DD") from None
-    return (first.isoformat() if len(parts) == 3 else as_of + "-99")
+    return first.isoformat() if len(parts) == 3 else as_of + "-99"
 
 
 @cache
@@ -245,12 +245,11 @@ _UNCALIBRATED_SPREAD = 0.45
 """Log standard deviation before any calibration: physical priors miss measured time per token by a factor of up to 2."""
 
 
-def novelty(calibration: Calibration, engine: str, accelerator: Accelerator, model: str) -> Novelty:
+def novelty(calibration: Calibration, accelerator: Accelerator, model: str) -> Novelty:
     """The interval of a stack: residual spread of the calibration, wider the less of the case was measured.
 
     Args:
         calibration: The fitted set.
-        engine: Engine name.
         accelerator: The chip.
         model: Model key.
 

@@ -62,4 +62,6 @@ def command(output_format: str, debug: bool, **flags: Any) -> None:  # noqa: ARG
     for table in explanation_tables(explanation):
         console.print(table)
     calibration = explanation.calibration
-    console.print(f"calibration: {calibration['name']} ({calibration['basis']}), {calibration['source']}", soft_wrap=True)
+    console.print(
+        f"calibration: {calibration['name']} ({calibration['basis']}), {calibration['source']}", soft_wrap=True
+    )

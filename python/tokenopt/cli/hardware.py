@@ -27,9 +27,7 @@ def command(key: str | None, vendor: str | None, output_format: str, debug: bool
     from tokenopt.units import bytes_to_gib
 
     registry = default_registry()
-    request = SearchRequest(
-        hardware=(key,) if key else (), vendor=(vendor,) if vendor else (), announced=True
-    )
+    request = SearchRequest(hardware=(key,) if key else (), vendor=(vendor,) if vendor else (), announced=True)
     chips = select_accelerators(request, registry)
     if output_format == "json":
         click.echo(json.dumps({"schema": 1, "accelerators": [asdict(chip) for chip in chips]}, indent=2))
@@ -66,13 +64,21 @@ def command(key: str | None, vendor: str | None, output_format: str, debug: bool
             columns,
             [
                 [
-                    chip.key, chip.vendor, str(chip.launch_year), f"{bytes_to_gib(chip.hbm_bytes):,.1f}",
-                    f"{chip.hbm_bytes_per_s / 1e12:,.2f}", *(peak(chip.peak_flops.get(f)) for f in ("bf16", "fp8", "fp4")),
-                    f"{chip.scale_up_bytes_per_s / 1e9:,.0f}", f"{chip.scale_up_domain_chips}", chip.scale_up_topology,
+                    chip.key,
+                    chip.vendor,
+                    str(chip.launch_year),
+                    f"{bytes_to_gib(chip.hbm_bytes):,.1f}",
+                    f"{chip.hbm_bytes_per_s / 1e12:,.2f}",
+                    *(peak(chip.peak_flops.get(f)) for f in ("bf16", "fp8", "fp4")),
+                    f"{chip.scale_up_bytes_per_s / 1e9:,.0f}",
+                    f"{chip.scale_up_domain_chips}",
+                    chip.scale_up_topology,
                     chip.status,
                 ]
                 for chip in chips
             ],
-        )  # fmt: skip
+        )
     )
-    console.print(f"{len(chips)} accelerators of {len({chip.vendor for chip in chips})} vendors; peaks in dense TFLOP/s")
+    console.print(
+        f"{len(chips)} accelerators of {len({chip.vendor for chip in chips})} vendors; peaks in dense TFLOP/s"
+    )

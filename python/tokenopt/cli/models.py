@@ -62,14 +62,25 @@ def command(name: str | None, output_format: str, debug: bool) -> None:  # noqa:
         return
     console.print(
         plain_table(
-            [("key", "left"), ("hugging face", "left"), ("B", "right"), ("B active", "right"), ("weights GB", "right"),
-             ("context", "right")],
             [
-                [model.key, model.hf_id, f"{counts['total_parameters'] / 1e9:,.1f}",
-                 f"{counts['active_parameters'] / 1e9:,.1f}", f"{counts['weight_bytes'] / 1e9:,.1f}",
-                 f"{model.architecture['max_context']:,}"]
+                ("key", "left"),
+                ("hugging face", "left"),
+                ("B", "right"),
+                ("B active", "right"),
+                ("weights GB", "right"),
+                ("context", "right"),
+            ],
+            [
+                [
+                    model.key,
+                    model.hf_id,
+                    f"{counts['total_parameters'] / 1e9:,.1f}",
+                    f"{counts['active_parameters'] / 1e9:,.1f}",
+                    f"{counts['weight_bytes'] / 1e9:,.1f}",
+                    f"{model.architecture['max_context']:,}",
+                ]
                 for model, counts in counted
             ],
-        )  # fmt: skip
+        )
     )
     console.print(f"{len(counted)} models")

@@ -35,7 +35,13 @@ def list_plugins(output_format: str = "table") -> None:
         click.echo(json.dumps({"schema": 1, "plugins": [asdict(status) for status in registry.plugins]}, indent=2))
         return
     console = Console(highlight=False)
-    columns = [("plugin", "left"), ("package", "left"), ("version", "left"), ("contributes", "left"), ("status", "left")]
+    columns = [
+        ("plugin", "left"),
+        ("package", "left"),
+        ("version", "left"),
+        ("contributes", "left"),
+        ("status", "left"),
+    ]
     console.print(
         plain_table(
             columns,

@@ -20,7 +20,11 @@ from tokenopt.cli.options import debug_option
               help="Form of the answer.")  # fmt: skip
 @debug_option
 def command(
-    accelerator: str | None, provider: str | None, term: str | None, output_format: str, debug: bool  # noqa: ARG001
+    accelerator: str | None,
+    provider: str | None,
+    term: str | None,
+    output_format: str,
+    debug: bool,  # noqa: ARG001
 ) -> None:
     """List offers, cheapest first, with the day each was seen; doubtful ones are marked.
 

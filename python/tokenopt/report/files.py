@@ -76,9 +76,7 @@ def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise SpecError(
-                "--format parquet needs polars or pyarrow", ["pip install 'tokenopt[frames]'"]
-            ) from None
+            raise SpecError("--format parquet needs polars or pyarrow", ["pip install 'tokenopt[frames]'"]) from None
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), buffer)
         return buffer.getvalue()
     polars.DataFrame(list(rows)).write_parquet(buffer)

@@ -158,7 +158,9 @@ def search_notes(result: SearchResult) -> list[str]:
     if result.cannot_run:
         lines.append(f"no engine serves it there, left out: {', '.join(result.cannot_run)}")
     missing = sorted(
-        set(problem["accelerators"]) - {solution.accelerator for solution in result.by_accelerator} - set(result.cannot_run)
+        set(problem["accelerators"])
+        - {solution.accelerator for solution in result.by_accelerator}
+        - set(result.cannot_run)
     )
     if missing:
         lines.append(f"cannot meet the limits or hold the model: {', '.join(missing)}")
@@ -208,9 +210,7 @@ def explanation_tables(explanation: Explanation) -> list[Table]:
     table = new("Memory of the fullest chip", "part", "GB")
     table.add_row("weights", f"{memory['weight_bytes'] / 1e9:.2f}")
     table.add_row("cache and state of the requests in flight", f"{solution.kv_gb_per_chip:.2f}")
-    table.add_row(
-        "activations of a chunk", f"{memory['activation_bytes_per_token'] * solution.chunk_tokens / 1e9:.2f}"
-    )
+    table.add_row("activations of a chunk", f"{memory['activation_bytes_per_token'] * solution.chunk_tokens / 1e9:.2f}")
     table.add_row("plannable", f"{memory['plannable_bytes'] / 1e9:.2f}")
     table.add_row("requests that fit a rank", count(explanation.capacity_requests))
     tables.append(table)

@@ -28,7 +28,8 @@ _TERMS: Mapping[str, Term] = {
 _MARKETPLACES = {"vast.ai", "akash"}
 
 _SUSPECT = re.compile(
-    r"SUSPECT|PLACEHOLDER|ESTIMATE:|fixture value|'starting at'|third-party aggregator|search excerpt|superseded", re.IGNORECASE
+    r"SUSPECT|PLACEHOLDER|ESTIMATE:|fixture value|'starting at'|third-party aggregator|search excerpt|superseded",
+    re.IGNORECASE,
 )
 """What the notes say of figures that nobody can be held to."""
 

@@ -1,0 +1,26 @@
+"""The compiled core: JSON text in, JSON text out. Use the functions of `tokenopt`, not these."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+def search(problem_json: str) -> str:
+    """Searches; see `SearchProblem` and `SearchAnswer` in the core."""
+
+def explain(problem_json: str) -> str:
+    """Breaks down the configuration in `point`."""
+
+def count_model(model_json: str) -> str:
+    """Counts parameters and bytes of an architecture."""
+
+def serving_parameters() -> str:
+    """Names, priors, bounds, units and meanings of the serving parameters."""
+
+class ServingRows:
+    """Operating points compiled once, predicted many times."""
+
+    def __new__(cls, rows_json: str) -> ServingRows: ...
+    def __len__(self) -> int: ...
+    def predict(self, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rows x (tpot_s, ttft_s, output_tps_per_chip, decode_step_s) for parameter sets x parameters."""
