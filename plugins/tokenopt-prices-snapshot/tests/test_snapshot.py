@@ -15,7 +15,8 @@ class TestPrices(PriceConformance):
 
 
 def test_every_hourly_row_becomes_an_offer() -> None:
-    rows = list(csv.DictReader((Path(snapshot.__file__).parent / "prices.csv").open(encoding="utf-8")))
+    text = (Path(snapshot.__file__).parent / "prices.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
     hourly = [row for row in rows if row["term"] != "list-capex"]
     assert len(list(snapshot.tokenopt_prices())) == len(hourly)
 

@@ -469,8 +469,6 @@ def _small_parameters(section: Section, mixer: Block, ffn: Block) -> int:
         small += 2 * mixer["value_heads"] + mixer["value_head_dim"]
     if ffn["kind"] == "dense" and kind in _FULL_BIAS:
         small += ffn["dim"] + width
-    if ffn["kind"] == "moe" and kind == "gpt_oss":
-        small += ffn["experts"] * (2 * ffn["expert_dim"] + width)
     return int(small)
 
 

@@ -92,13 +92,14 @@ def _table_text(result: Any, out: Path | None) -> str:
 
     from rich.console import Console
 
-    from tokenopt.report.tables import search_notes, search_summary, search_table
+    from tokenopt.report.tables import search_notes, search_summary, search_tables
 
     terminal = Console()
     is_terminal = terminal.is_terminal and out is None
     text = io.StringIO()
     console = Console(file=text, width=terminal.width, force_terminal=is_terminal, highlight=False)
-    console.print(search_table(result, terminal.width))
+    for table in search_tables(result, terminal.width):
+        console.print(table)
     for line in search_summary(result):
         console.print(line, style="bold" if is_terminal else None)
     console.print()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from tokenopt.breakdown import Explanation
     from tokenopt.serve import SearchResult, Solution
 
-WIDE = 130
-"""Terminal width from which every column is shown."""
+MEDIUM = 110
+WIDE = 160
+"""Terminal widths from which more columns, and all of them, are shown."""
 
 
 def usd(value: float | None) -> str:
@@ -71,61 +72,60 @@ _WHY = {
     "max_batch": "largest batch tried",
 }
 
+_Cell = Callable[["Solution"], str]
 
-def search_table(result: SearchResult, width: int) -> Table:
-    """The cheapest configuration of each accelerator."""
+_Columns = tuple[tuple[str, int, str, _Cell], ...]
+
+_COST: _Columns = (
+    ("accelerator", 0, "left", lambda s: s.accelerator),
+    ("$/1M out", 0, "right", lambda s: usd(s.usd_per_m_output_tokens)),
+    ("$/1M tok", 0, "right", lambda s: usd(s.usd_per_m_tokens)),
+    ("P10-P90", MEDIUM, "right", lambda s: f"{usd(s.interval.p10)}-{usd(s.interval.p90)}"),
+    ("$/request", 0, "right", lambda s: usd(s.usd_per_request)),
+    ("$/hour", 0, "right", lambda s: usd(s.usd_per_hr)),
+    ("kWh/1M", 0, "right", lambda s: f"{s.kwh_per_m_tokens:.4f}"),
+    ("$/chip-hr", MEDIUM, "right", lambda s: usd(s.offer.usd_per_chip_hr)),
+    ("seller", WIDE, "left", lambda s: f"{s.offer.provider} {s.offer.term}"),
+    ("seen", WIDE, "left", lambda s: age_text(s.offer.as_of, date.today())),
+    ("binds", 0, "left", lambda s: _WHY[s.why]),
+)
+_FLEET: _Columns = (
+    ("accelerator", 0, "left", lambda s: s.accelerator),
+    ("chips", 0, "right", lambda s: count(s.chips)),
+    ("replicas", 0, "right", lambda s: count(s.replicas)),
+    ("instances", 0, "right", lambda s: count(s.instances)),
+    ("TTFT ms", 0, "right", lambda s: milliseconds(s.ttft_ms)),
+    ("TPOT ms", 0, "right", lambda s: milliseconds(s.tpot_ms)),
+    ("batch", 0, "right", lambda s: count(s.running_batch)),
+    ("layout", 0, "left", layout_text),
+    ("engine", MEDIUM, "left", lambda s: s.engine),
+    ("formats", MEDIUM, "left", lambda s: f"{s.weight_precision}/{s.kv_precision}"),
+)
+"""Columns of the two search tables: title, terminal width from which it is shown, alignment, content."""
+
+
+def search_tables(result: SearchResult, width: int) -> list[Table]:
+    """What the cheapest configuration of each accelerator costs, and the fleet behind it."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    wide = width >= WIDE
-    table.add_column("accelerator", no_wrap=True)
-    columns = [
-        ("$/1M out", True), ("$/1M tok", True), ("P10-P90", wide), ("$/request", wide), ("$/hour", True),
-        ("chips", True), ("replicas", wide), ("instances", wide),
-        ("TTFT ms", True), ("TPOT ms", True), ("kWh/1M", wide),
-    ]  # fmt: skip
-    for name, is_shown in columns:
-        if is_shown:
-            table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("engine", no_wrap=not wide)
-    table.add_column("layout", no_wrap=True)
-    table.add_column("batch", justify="right", no_wrap=True)
-    if wide:
-        table.add_column("price")
-        table.add_column("binds")
-    today = date.today()
-    for solution in result.by_accelerator:
-        cells = [
-            (usd(solution.usd_per_m_output_tokens), True),
-            (usd(solution.usd_per_m_tokens), True),
-            (f"{usd(solution.interval.p10)}-{usd(solution.interval.p90)}", wide),
-            (usd(solution.usd_per_request), wide),
-            (usd(solution.usd_per_hr), True),
-            (count(solution.chips), True),
-            (count(solution.replicas), wide),
-            (count(solution.instances), wide),
-            (milliseconds(solution.ttft_ms), True),
-            (milliseconds(solution.tpot_ms), True),
-            (f"{solution.kwh_per_m_tokens:.4f}", wide),
-        ]
-        offer = solution.offer
-        table.add_row(
-            solution.accelerator,
-            *(text for text, is_shown in cells if is_shown),
-            f"{solution.engine} {solution.weight_precision}/{solution.kv_precision}" if wide else solution.engine,
-            layout_text(solution),
-            count(solution.running_batch),
-            *(
-                (
-                    f"{usd(offer.usd_per_chip_hr)} {offer.provider} {offer.term}, {age_text(offer.as_of, today)}",
-                    _WHY[solution.why],
-                )
-                if wide
-                else ()
-            ),
+    tables = []
+    for title, columns in (("Cost", _COST), ("Fleet", _FLEET)):
+        table = Table(
+            title=title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1),
+            collapse_padding=True,
         )
-    return table
+        shown = [column for column in columns if width >= column[1]]
+        for name, _, justify, _ in shown:
+            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for solution in result.by_accelerator:
+            table.add_row(*(cell(solution) for _, _, _, cell in shown))
+        tables.append(table)
+    return tables
 
 
 def search_summary(result: SearchResult) -> list[str]:

@@ -228,7 +228,7 @@ impl<'a> LayoutModel<'a> {
                     if self.misses(&lowest, &limits) {
                         // Latencies only rise with the batch: nothing further on can meet the limits.
                         findings.pruned += u64::from(chunk.capacity - first + 1);
-                        self.consider_latency_miss(chunk, first, &lowest, &limits, findings);
+                        self.consider_miss(chunk, first, &lowest, &limits, findings);
                         *open = false;
                         continue;
                     }
@@ -345,28 +345,13 @@ impl<'a> LayoutModel<'a> {
                     .offer(1.0 / tpot_s[lane], score, candidate);
                 continue;
             }
-            if findings.feasible == 0 {
-                let lowest = chunk.steady.operation(batches[lane], steps_s[lane]);
-                self.consider_latency_miss(chunk, first + lane as u32, &lowest, limits, findings);
-                if chips[lane] > max_chips && !self.misses(&lowest, limits) {
-                    findings.consider_miss(Miss {
-                        ratio: chips[lane] / max_chips,
-                        limit: Limit::MaxChips,
-                        value: chips[lane],
-                        allowed: max_chips,
-                        candidate: self.candidate(
-                            scores[lane],
-                            tpot_s[lane],
-                            chunk.chunk_tokens,
-                            first + lane as u32,
-                        ),
-                    });
-                }
-            }
+            let operation = chunk.steady.operation(batches[lane], steps_s[lane]);
+            self.consider_miss(chunk, first + lane as u32, &operation, limits, findings);
         }
     }
 
-    fn consider_latency_miss(
+    /// Records how far a configuration is from the limit it misses by most, while nothing is feasible.
+    fn consider_miss(
         &self,
         chunk: &ChunkModel,
         batch: u32,
@@ -377,7 +362,18 @@ impl<'a> LayoutModel<'a> {
         if findings.feasible > 0 {
             return;
         }
+        let max_chips = self
+            .problem
+            .limits
+            .max_chips
+            .map_or(f64::INFINITY, f64::from);
+        let chips = if max_chips.is_finite() {
+            self.score(operation.output_tps).chips
+        } else {
+            1.0
+        };
         let missed = [
+            (Limit::MaxChips, chips, max_chips),
             (Limit::TpotS, operation.tpot_s, limits.tpot_s),
             (Limit::TtftS, operation.ttft_s, limits.ttft_s),
             (Limit::E2eS, operation.e2e_s, limits.e2e_s),
