@@ -22,12 +22,12 @@ WIDE = 160
 
 
 def usd(value: float | None) -> str:
-    """Dollars with four significant digits, never in scientific notation."""
+    """Dollars with three significant digits, never in scientific notation."""
     if value is None or not math.isfinite(value):
         return "-"
     if value >= 1000:
         return f"${value:,.0f}"
-    digits = max(2, 3 - math.floor(math.log10(value))) if value > 0 else 2
+    digits = max(2, 2 - math.floor(math.log10(value))) if value > 0 else 2
     return f"${value:.{min(digits, 8)}f}"
 
 
@@ -61,15 +61,15 @@ def age_text(as_of: str, today: date) -> str:
 
 
 _WHY = {
-    "bandwidth": "memory bandwidth",
+    "bandwidth": "bandwidth",
     "compute": "compute",
     "network": "network",
     "latency": "launch latency",
-    "memory": "memory capacity",
-    "slo_tpot": "latency per token",
-    "slo_ttft": "time to first token",
-    "slo_e2e": "request latency",
-    "max_batch": "largest batch tried",
+    "memory": "memory size",
+    "slo_tpot": "TPOT limit",
+    "slo_ttft": "TTFT limit",
+    "slo_e2e": "request limit",
+    "max_batch": "batch limit",
 }
 
 _Cell = Callable[["Solution"], str]
@@ -94,8 +94,8 @@ _FLEET: _Columns = (
     ("chips", 0, "right", lambda s: count(s.chips)),
     ("replicas", 0, "right", lambda s: count(s.replicas)),
     ("instances", 0, "right", lambda s: count(s.instances)),
-    ("TTFT ms", 0, "right", lambda s: milliseconds(s.ttft_ms)),
-    ("TPOT ms", 0, "right", lambda s: milliseconds(s.tpot_ms)),
+    ("TTFT", 0, "right", lambda s: milliseconds(s.ttft_ms)),
+    ("TPOT", 0, "right", lambda s: milliseconds(s.tpot_ms)),
     ("batch", 0, "right", lambda s: count(s.running_batch)),
     ("layout", 0, "left", layout_text),
     ("engine", MEDIUM, "left", lambda s: s.engine),
@@ -110,7 +110,7 @@ def search_tables(result: SearchResult, width: int) -> list[Table]:
     from rich.table import Table
 
     tables = []
-    for title, columns in (("Cost", _COST), ("Fleet", _FLEET)):
+    for title, columns in (("Cost, USD", _COST), ("Fleet, times in ms", _FLEET)):
         table = Table(
             title=title,
             title_justify="left",
