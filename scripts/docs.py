@@ -1,20 +1,21 @@
-"""Writes the generated parts of README and docs, or checks that they are up to date.
-
-A generated part stands between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``.
-"""
+"""Writes the generated parts of README and docs, or checks that they are up to date."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from blocks import ROOT, block_names, replace_block, write_atomically
+
 FILES = ("README.md", "docs/cli.md")
-STABLE = ("cli help",)
+STABLE = ("cli help", "trust")
 """Parts that `--check` compares; answers depend on the day and on the machine."""
 
 
@@ -29,13 +30,23 @@ def run(*arguments: str) -> str:
 
 def cli_help() -> str:
     """Help of every command."""
-    from tokenopt.cli import COMMANDS
+    from tokenopt.cli import cli
 
     parts = []
-    for name in ((), *((command,) for command in COMMANDS), ("plugins", "list"), ("plugins", "show")):
-        title = " ".join(("tokenopt", *name))
-        parts.append(f"## {title}\n\n```text\n{run(*name, '--help')}\n```")
+    for names in _commands(cli, ()):
+        parts.append(f"## {' '.join(('tokenopt', *names))}\n\n```text\n{run(*names, '--help')}\n```")
     return "\n\n".join(parts)
+
+
+def _commands(command: Any, names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Names of a command and of those below it."""
+    import click
+
+    yield names
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from _commands(command.get_command(context, name), (*names, name))
 
 
 def answer() -> str:
@@ -50,7 +61,49 @@ def answer() -> str:
     return "```text\n" + "\n".join(block) + "\n```"
 
 
-PARTS = {"cli help": cli_help, "answer": answer}
+def trust() -> str:
+    """What an answer rests on, counted from the catalogue."""
+    from tokenopt.catalog.engines import default_calibration
+    from tokenopt.catalog.models import bundled_model_keys
+    from tokenopt.plugins import default_registry
+
+    registry = default_registry()
+    calibration = default_calibration()
+    accelerators = registry.accelerators.values()
+    confidences = Counter(chip.sources["*"].confidence for chip in accelerators if "*" in chip.sources)
+    terms = Counter(offer.term for offer in registry.offers)
+    doubtful = sum(bool(offer.suspect) for offer in registry.offers)
+    days = sorted(offer.as_of for offer in registry.offers if _is_day(offer.as_of))
+    rows = {
+        "efficiencies": f"{calibration.basis}: {calibration.source}"
+        + (f", data to {calibration.as_of}" if calibration.as_of else ""),
+        "accelerators": f"{len(accelerators)} from {len({chip.vendor for chip in accelerators})} vendors; "
+        f"main source of each: {_counts(confidences)}",
+        "models": f"{len(bundled_model_keys())} bundled, each counted from its architecture",
+        "prices": f"{len(registry.offers)} ({_counts(terms)}), those with a full date from {days[0]} to {days[-1]}; "
+        f"{doubtful} are doubtful and not ranked",
+    }
+    return "\n".join(["| part | rests on |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items())])
+
+
+def _is_day(text: str) -> bool:
+    year, *rest = text.split("-")
+    return len(rest) == 2 and all(part.isdigit() for part in (year, *rest))
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counter.most_common())
+
+
+PARTS = {"cli help": cli_help, "answer": answer, "trust": trust}
+
+
+def bundled_plugins() -> list[str]:
+    """Entry points of the repository's own packages: what else is installed must not change the docs."""
+    names: list[str] = []
+    for path in sorted([ROOT / "pyproject.toml", *ROOT.glob("plugins/tokenopt-*/pyproject.toml")]):
+        names += tomllib.loads(path.read_text(encoding="utf-8"))["project"]["entry-points"]["tokenopt"]
+    return names
 
 
 def main() -> int:
@@ -58,21 +111,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="only check")
     is_check = parser.parse_args().check
+    os.environ["TOKENOPT_LOAD_PLUGINS"] = ",".join(bundled_plugins())
     stale = []
     for name in FILES:
         file = ROOT / name
-        text = file.read_text(encoding="utf-8")
-        new = text
-        for part in re.findall(r"<!-- begin: (.+?) -->", text):
-            if part not in PARTS or (is_check and part not in STABLE):
-                continue
-            body = f"<!-- begin: {part} -->\n{PARTS[part]()}\n<!-- end: {part} -->"
-            pattern = rf"<!-- begin: {re.escape(part)} -->.*?<!-- end: {re.escape(part)} -->"
-            new = re.sub(pattern, lambda _, body=body: body, new, flags=re.DOTALL)
-        if new != text:
-            stale.append(name)
-            if not is_check:
-                file.write_text(new, encoding="utf-8")
+        text = new = file.read_text(encoding="utf-8")
+        for part in block_names(text):
+            if part in PARTS and (part in STABLE or not is_check):
+                new = replace_block(new, part, PARTS[part]())
+        if new == text:
+            continue
+        stale.append(name)
+        if is_check:
+            print("\n".join(difflib.unified_diff(text.splitlines(), new.splitlines(), name, "generated", lineterm="")))
+        else:
+            write_atomically(file, new)
+            print(f"{name} written")
     if is_check and stale:
         print(f"out of date: {', '.join(stale)}; run `make docs`", file=sys.stderr)
         return 1
