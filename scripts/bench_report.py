@@ -26,6 +26,8 @@ MAIN_JOB = ("search", "--slo-ms", "50", "--target-tps", "1e6")
 ONE_ACCELERATOR = ("--hardware", "b200-sxm")
 TOKENOPT = str(Path(sys.executable).with_name("tokenopt"))
 MB = 1e6
+NOTICEABLE_LOAD = 0.3
+"""Busy cores from which other work shows in the figures."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,29 @@ def _threads(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
-def machine() -> str:
-    """Processor, cores and commit: a time without them says nothing."""
+def _running_elsewhere() -> float:
+    """Cores that other processes keep busy now, over half a second; 0 where the system does not tell."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+
+    def ticks() -> tuple[int, int]:
+        fields = [int(field) for field in stat.read_text().splitlines()[0].split()[1:]]
+        return sum(fields), fields[3] + fields[4]
+
+    all_before, idle_before = ticks()
+    time.sleep(0.5)
+    all_after, idle_after = ticks()
+    busy_share = 1 - (idle_after - idle_before) / max(all_after - all_before, 1)
+    return busy_share * (os.cpu_count() or 1)
+
+
+def machine(load: float) -> str:
+    """Processor, cores, commit and what else ran: a time without them says nothing.
+
+    Args:
+        load: Cores that other processes kept busy before the measurement.
+    """
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -135,7 +158,9 @@ def machine() -> str:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, commit {commit or '-'}"
+    others = f", while other work used {load:.1f} cores" if load >= NOTICEABLE_LOAD else ""
+    python = platform.python_version()
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {python}, commit {commit or '-'}{others}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -145,9 +170,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--brief", action="store_true", help="exhaustive search of one accelerator only")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs behind each median")
     flags = parser.parse_args(arguments)
+    load = _running_elsewhere()
     lines = ["| what | measured | goal |", "| --- | --- | --- |"]
     lines += [f"| {name} | {value} | {goal} |" for name, value, goal in rows(flags.repeats, flags.brief)]
-    text = "\n".join([*lines, "", f"Measured by `make bench` on {machine()}; medians of {flags.repeats} runs."])
+    text = "\n".join([*lines, "", f"Measured by `make bench` on {machine(load)}; medians of {flags.repeats} runs."])
     print(text)
     if flags.write:
         readme = ROOT / "README.md"
