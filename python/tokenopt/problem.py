@@ -14,7 +14,13 @@ from datetime import date
 from typing import Any, Literal, get_args
 
 from tokenopt.catalog.engines import Calibration, default_calibration, engines_for, resolve_parameters
-from tokenopt.catalog.models import native_precision, offered_weight_precisions, resolve_model, weight_formats
+from tokenopt.catalog.models import (
+    native_precision,
+    offered_weight_precisions,
+    precision_label,
+    resolve_model,
+    weight_formats,
+)
 from tokenopt.errors import MissingDataError, SpecError
 from tokenopt.plugins import PluginRegistry
 from tokenopt.records import KV_FORMATS, Accelerator, Engine, Model, Offer, Source, Term
@@ -436,17 +442,6 @@ def _stacks(
         if len(stacks) == before:
             cannot_run.append(chip.key)
     return infos, stacks, cannot_run
-
-
-def precision_label(architecture: Mapping[str, Any], precision: str) -> str:
-    """The weight format that a precision label stands for."""
-    native = native_precision(architecture)
-    label = precision.lower()
-    if label == "native":
-        return native
-    if label == "fp4":
-        return "mxfp4" if native == "mxfp4" else "nvfp4"
-    return label
 
 
 def _pays_off(label: str, model: Model, chip: Accelerator) -> bool:

@@ -125,6 +125,17 @@ def offered_weight_precisions(architecture: Mapping[str, Any]) -> list[str]:
     return [native, *below.get(native, [])]
 
 
+def precision_label(architecture: Mapping[str, Any], precision: str) -> str:
+    """The weight format that a precision label stands for."""
+    native = native_precision(architecture)
+    label = precision.lower()
+    if label == "native":
+        return native
+    if label == "fp4":
+        return "mxfp4" if native == "mxfp4" else "nvfp4"
+    return label
+
+
 def weight_formats(architecture: Mapping[str, Any], precision: str) -> dict[str, str]:
     """Formats of each class of weights at a precision label.
 
@@ -140,11 +151,8 @@ def weight_formats(architecture: Mapping[str, Any], precision: str) -> dict[str,
         SpecError: Unknown label.
     """
     native = dict(architecture["native_formats"])
-    own = native_precision(architecture)
-    label = precision.lower()
-    if label == "fp4":
-        label = "mxfp4" if own == "mxfp4" else "nvfp4"
-    if label in (NATIVE, own):
+    label = precision_label(architecture, precision)
+    if label == native_precision(architecture):
         return native
     if label not in WEIGHT_FORMATS:
         raise SpecError(

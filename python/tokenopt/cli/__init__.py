@@ -22,6 +22,8 @@ COMMANDS = {
     "models": "List models, or show one (catalogue key or config.json).",
     "prices": "List offers with their age and source.",
     "plugins": "List plugins and what each contributes.",
+    "calibrate": "Fit the physical parameters to measured rows.",
+    "validate": "Score predictions against measured rows.",
 }
 
 

@@ -1,6 +1,7 @@
 //! Prediction of given operating points (measured rows), many parameter sets at a time: what calibration fits and
 //! validation scores. The formulas are those of the search.
 
+use rayon::prelude::*;
 use serde::Deserialize;
 
 use crate::accelerator::Accelerator;
@@ -100,7 +101,7 @@ impl RowSet {
     /// [`CoreError::BadInput`] when a row names a set that is not there.
     pub fn predict(&self, sets: &[EngineParameters]) -> Result<Vec<Prediction>, CoreError> {
         self.rows
-            .iter()
+            .par_iter()
             .map(|row| {
                 let parameters = sets.get(row.set).ok_or_else(|| {
                     CoreError::bad_input(
@@ -166,7 +167,7 @@ impl RowSet {
 /// Bisection: requests in flight rise with the batch.
 #[must_use]
 pub fn batch_in_flight(step: &StepModel, steady: &SteadyState, in_flight: f64) -> f64 {
-    const HALVINGS: u32 = 40;
+    const HALVINGS: u32 = 26;
     let mut low = 0.0;
     let mut high = in_flight / steady.batches();
     for _ in 0..HALVINGS {

@@ -1,0 +1,1 @@
+"""Measured operating points: reading, cleaning, calibrating on them, and scoring predictions against them."""

@@ -1,0 +1,103 @@
+"""Measured rows as the core predicts them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenopt.catalog.models import load_bundled_model, precision_label, weight_formats
+from tokenopt.errors import SpecError
+from tokenopt.measured.serving_data import ServingRow
+from tokenopt.plugins import PluginRegistry
+from tokenopt.problem import DEFAULT_PUE, core_accelerator
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CHUNK_TOKENS = 8192.0
+"""Prefill chunk of the measured servers; the recipes of all three engines use it or more."""
+
+Level = tuple[str, str, str]
+"""Engine, accelerator family and weight precision: what deviations of a calibration may depend on."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRows:
+    """Rows compiled into the core.
+
+    Attributes:
+        rows: The rows that can be predicted.
+        refused: Reason by id of the others.
+        levels: Distinct engine, family and precision of the rows; one parameter set each.
+        pue: Facility power over IT power, irrelevant to time.
+    """
+
+    rows: list[ServingRow]
+    refused: dict[str, str]
+    levels: list[Level]
+    _core: Any
+
+    def predict(self, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rows x (tpot_s, ttft_s, output_tps_per_chip, decode_step_s) for one parameter set a level; NaN = no fit."""
+        predicted: NDArray[np.float64] = self._core.predict(parameters)
+        return predicted
+
+
+def compile_rows(rows: Sequence[ServingRow], registry: PluginRegistry) -> CompiledRows:
+    """Compiles rows into the core; what cannot be predicted gets a reason.
+
+    Args:
+        rows: Measured rows.
+        registry: Plugins that describe the accelerators.
+
+    Returns:
+        The compiled rows.
+    """
+    from tokenopt import _core
+
+    kept: list[ServingRow] = []
+    refused: dict[str, str] = {}
+    models: dict[str, Any] = {}
+    chips: dict[str, Any] = {}
+    levels: dict[Level, int] = {}
+    entries = []
+    for row in rows:
+        chip = registry.accelerators.get(row.accelerator)
+        if chip is None:
+            refused[row.id] = f"accelerator {row.accelerator} is not in the catalogue"
+            continue
+        try:
+            architecture = models.get(row.model) or dict(load_bundled_model(row.model).architecture)
+            label = precision_label(architecture, row.weight_precision)
+            formats = weight_formats(architecture, row.weight_precision)
+        except SpecError as error:
+            refused[row.id] = error.message
+            continue
+        models.setdefault(row.model, architecture)
+        chips.setdefault(row.accelerator, core_accelerator(chip, DEFAULT_PUE))
+        level = (row.engine, chip.family, label)
+        entries.append(
+            {
+                "model": list(models).index(row.model),
+                "accelerator": list(chips).index(row.accelerator),
+                "weights": formats,
+                "kv_precision": kv_format(row),
+                "set": levels.setdefault(level, len(levels)),
+                "layout": {"tp": row.tp, "pp": row.pp, "ep": row.ep, "attn_dp": row.attn_dp},
+                "workload": {"isl": row.isl, "osl": row.osl, "prefix_hit": 0.0},
+                "concurrency": row.concurrency,
+                "chunk_tokens": CHUNK_TOKENS,
+            }
+        )
+        kept.append(row)
+    problem = {"models": list(models.values()), "accelerators": list(chips.values()), "rows": entries}
+    return CompiledRows(kept, refused, list(levels), _core.ServingRows(json.dumps(problem)))
+
+
+def kv_format(row: ServingRow) -> str:
+    """KV-cache format of a row, which no source prints: 8 bits for quantised weights where the recipes do so."""
+    is_quantised = row.weight_precision not in ("bf16", "fp16")
+    return "fp8" if is_quantised and (row.source == "InferenceX" or row.engine == "trtllm") else "bf16"

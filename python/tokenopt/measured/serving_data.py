@@ -1,0 +1,245 @@
+"""Reading measured serving points in the column layout of concurrency sweeps, and cleaning them by stated rules.
+
+A rule names what is physically wrong with a row, never a row. What a rule drops is counted under its name.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tokenopt.errors import SpecError
+
+LENGTH_SHARE = {"InferenceX": 0.9}
+"""Mean length over nominal length, by source: InferenceX draws lengths evenly from 80% to 100% of nominal."""
+
+QUEUE_TTFT_S = 10.0
+QUEUE_OSL = 500
+"""A time to first token beyond ten seconds, or beyond half of the decode time of an answer of at least 500 tokens, holds a
+queue in front of the server: its batch is then smaller than the client's concurrency."""
+
+UNLABELLED_SPECULATION = (
+    ("trtllm", "1.2.0rc6.post3", "", ""),
+    ("trtllm", "1.1.0rc2.post2", "2026-01-14", ""),
+    ("sglang", "0.5.9", "2026-03-25", "fp8"),
+)
+"""Engine, version, date and precision of DeepSeek runs that are 1.1 to 2.3 times faster than the same stack without
+speculative decoding, confirmed by labelled rows of another source; H200 excepted."""
+
+IMPLAUSIBLE_SWEEPS = (
+    ("engine sweep", "trtllm", "", "gb200-nvl72"),
+    ("engine sweep", "vllm", "0.12.0", "h200-sxm"),
+)
+"""Source, engine, version and accelerator of sweeps whose members break physical rules: time per token falls with
+concurrency, or the implied arithmetic rate is above 0.55 of peak."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingRow:
+    """One measured operating point of an aggregated deployment.
+
+    Attributes:
+        id: Identifier in the file.
+        source: Who measured.
+        date: Day of the measurement, ISO.
+        model: Catalogue key.
+        accelerator: Catalogue key.
+        engine: Engine name.
+        version: Engine version, empty where not published.
+        mode: `agg` or `disagg`.
+        weight_precision: Label as printed (bf16, fp8, fp4).
+        isl: Mean prompt length, tokens.
+        osl: Mean output length, tokens.
+        concurrency: Requests in flight on the deployment.
+        tp, pp, attn_dp, ep: Layout of one replica, repaired where the file prints products as chips.
+        ttft_s: Measured time to first token, s; None where not published.
+        tpot_s: Measured time per output token, s.
+        is_queue_limited: Whether the client's concurrency exceeds what the server ran.
+    """
+
+    id: str
+    source: str
+    date: str
+    model: str
+    accelerator: str
+    engine: str
+    version: str
+    mode: str
+    weight_precision: str
+    isl: float
+    osl: float
+    concurrency: float
+    tp: int
+    pp: int
+    attn_dp: int
+    ep: int
+    ttft_s: float | None
+    tpot_s: float
+    is_queue_limited: bool
+
+    @property
+    def chips(self) -> int:
+        """Chips of the replica."""
+        return self.tp * self.pp * self.attn_dp
+
+    @property
+    def output_tps_per_chip(self) -> float:
+        """Output tokens/s per chip, from Little's law on the measured latencies."""
+        e2e_s = (self.ttft_s or 0.0) + self.tpot_s * (self.osl - 1.0)
+        return self.concurrency * self.osl / e2e_s / self.chips
+
+    @property
+    def stack(self) -> tuple[str, str, str, str]:
+        """Model, accelerator, engine and precision."""
+        return self.model, self.accelerator, self.engine, self.weight_precision
+
+
+@dataclass(frozen=True, slots=True)
+class CleanRows:
+    """Rows that can be used, and how many each rule dropped or repaired."""
+
+    rows: list[ServingRow]
+    dropped: dict[str, list[str]]
+    repaired: int
+
+
+def read_serving_curves(path: Path) -> list[dict[str, str]]:
+    """Rows of a file with the columns of concurrency sweeps, as text.
+
+    Raises:
+        SpecError: The file cannot be read or lacks a column.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SpecError(f"{path} cannot be read: {error}") from error
+    needed = {"id", "model", "accelerator", "engine", "mode", "isl", "osl", "concurrency", "tp", "ttft_ms", "tpot_ms"}
+    missing = sorted(needed - set(rows[0] if rows else ()))
+    if missing:
+        raise SpecError(f"{path} has no column {missing[0]}, expected those of serving_curves.csv")
+    return rows
+
+
+def clean(raw: Iterable[Mapping[str, str]]) -> CleanRows:
+    """Applies every rule.
+
+    Args:
+        raw: Rows of :func:`read_serving_curves`.
+
+    Returns:
+        Usable rows in the order of the file; ids of the dropped ones by rule.
+    """
+    rows: list[ServingRow] = []
+    dropped: dict[str, list[str]] = {}
+    seen: set[tuple[object, ...]] = set()
+    repaired = 0
+    for entry in raw:
+        reason = _refusal(entry)
+        if reason:
+            dropped.setdefault(reason, []).append(entry["id"])
+            continue
+        row, was_repaired = parse_row(entry)
+        signature = (
+            *row.stack, row.version if row.source != "InferenceX" else "", row.isl, row.osl, row.concurrency, row.tp, row.pp,
+            row.attn_dp, row.ep, round(math.log(row.tpot_s), 2),
+        )  # fmt: skip
+        if signature in seen:
+            dropped.setdefault("repeat", []).append(row.id)
+            continue
+        seen.add(signature)
+        repaired += was_repaired
+        rows.append(row)
+    return CleanRows(rows, dropped, repaired)
+
+
+def _refusal(entry: Mapping[str, str]) -> str:
+    """Name of the rule that drops a row; empty when none does."""
+    if entry["mode"] != "agg":
+        return "disaggregated"
+    if not _number(entry, "tpot_ms"):
+        return "no time per output token"
+    version, date = entry.get("engine_version", ""), entry.get("measured_on", "")
+    is_speculative = entry["model"].startswith("deepseek") and any(
+        entry["engine"] == engine
+        and version == with_version
+        and (not on or date == on)
+        and (not precision or entry["weight_precision"] == precision)
+        for engine, with_version, on, precision in UNLABELLED_SPECULATION
+    )
+    if is_speculative and entry["accelerator"] != "h200-sxm":
+        return "unlabelled speculative decoding"
+    if entry["accelerator"].startswith("gb200") and entry.get("source") == "InferenceX":
+        return "disaggregated run printed as aggregated"
+    for source, engine, of_version, accelerator in IMPLAUSIBLE_SWEEPS:
+        if (entry.get("source"), entry["engine"], entry["accelerator"]) == (source, engine, accelerator) and (
+            not of_version or version == of_version
+        ):
+            return "implausible sweep"
+    repaired = _layout(entry)[0]
+    experts_on = int(_number(entry, "moe_tp") or 1) * int(_number(entry, "moe_ep") or 1)
+    if not repaired and experts_on > _printed_chips(entry):
+        return "experts on more chips than printed"
+    return ""
+
+
+def parse_row(entry: Mapping[str, str]) -> tuple[ServingRow, bool]:
+    """One row with its layout repaired; and whether it was.
+
+    Raises:
+        SpecError: A number is missing.
+    """
+    was_repaired, (tp, pp, attn_dp, ep) = _layout(entry)
+    share = LENGTH_SHARE.get(entry.get("source", ""), 1.0)
+    isl, osl, concurrency, tpot_ms = (_number(entry, name) for name in ("isl", "osl", "concurrency", "tpot_ms"))
+    if not isl or not osl or not concurrency or not tpot_ms:
+        raise SpecError(f"row {entry['id']} lacks isl, osl, concurrency or tpot_ms")
+    ttft_ms = _number(entry, "ttft_ms")
+    row = ServingRow(
+        id=entry["id"], source=entry.get("source", ""), date=entry.get("measured_on", ""), model=entry["model"],
+        accelerator=entry["accelerator"], engine=entry["engine"], version=entry.get("engine_version", ""),
+        mode=entry["mode"], weight_precision=entry["weight_precision"], isl=isl * share, osl=osl * share,
+        concurrency=concurrency, tp=tp, pp=pp, attn_dp=attn_dp, ep=ep,
+        ttft_s=ttft_ms / 1e3 if ttft_ms else None, tpot_s=tpot_ms / 1e3, is_queue_limited=False,
+    )  # fmt: skip
+    return replace(row, is_queue_limited=_is_queue_limited(row)), was_repaired
+
+
+def _is_queue_limited(row: ServingRow) -> bool:
+    if row.ttft_s is None:
+        return False
+    return row.ttft_s > QUEUE_TTFT_S or (row.osl >= QUEUE_OSL * 0.9 and row.ttft_s > 0.5 * row.osl * row.tpot_s)
+
+
+def _printed_chips(entry: Mapping[str, str]) -> int:
+    return int((_number(entry, "tp") or 1) * (_number(entry, "pp") or 1) * (_number(entry, "attn_dp") or 1))
+
+
+def _layout(entry: Mapping[str, str]) -> tuple[bool, tuple[int, int, int, int]]:
+    """Layout as (tp, pp, attn_dp, ep), and whether products printed as chip counts were taken apart.
+
+    A run on n chips with tp = ep = n is printed by one source as n x n chips: tp (or attention ranks) n^2 with experts
+    on n x n, or both tp and attention ranks n with n^2 expert ranks.
+    """
+    tp, pp, dp = (int(_number(entry, name) or 1) for name in ("tp", "pp", "attn_dp"))
+    moe_tp, moe_ep = (int(_number(entry, name) or 1) for name in ("moe_tp", "moe_ep"))
+    if entry.get("source") == "InferenceX":
+        if moe_tp == moe_ep > 1 and moe_tp * moe_ep in (tp, dp):
+            n = moe_ep
+            return True, (n, pp, 1, n) if tp > 1 else (1, pp, n, n)
+        if tp == dp > 1 and moe_ep == tp * tp:
+            return True, (1, pp, tp, tp)
+    ep = math.gcd(moe_ep, tp * dp)
+    return False, (tp, pp, dp, ep)
+
+
+def _number(entry: Mapping[str, str], name: str) -> float | None:
+    text = entry.get(name) or ""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None

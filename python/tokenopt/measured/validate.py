@@ -1,0 +1,258 @@
+"""Scoring predictions against measured serving points, in-sample and on what a refit never saw."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenopt.catalog.engines import Calibration, default_calibration, resolve_parameters
+from tokenopt.errors import SpecError
+from tokenopt.measured.fit import Calibrator, Fit, Structure
+from tokenopt.measured.rows import CompiledRows, compile_rows
+from tokenopt.measured.serving_data import CleanRows, ServingRow, clean, read_serving_curves
+from tokenopt.plugins import PluginRegistry
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+LEAVE_OUT: Mapping[str, Callable[[ServingRow], object]] = {
+    "shape": lambda row: (row.model, row.accelerator, row.weight_precision, row.isl, row.osl),
+    "group": lambda row: (row.model, row.accelerator),
+    "model": lambda row: row.model,
+    "accelerator": lambda row: row.accelerator,
+}
+"""What is left out at a time: a shape of a stack, a model on an accelerator, every row of a model, of an accelerator."""
+
+SHAPE_FOLDS = 10
+"""Shapes are many: they are left out in ten folds."""
+
+SLICES: Mapping[str, Callable[[ServingRow], str]] = {
+    "model": lambda row: row.model,
+    "accelerator": lambda row: row.accelerator,
+    "engine": lambda row: row.engine,
+    "format": lambda row: row.weight_precision,
+    "mode": lambda row: row.mode,
+}
+
+QUANTITIES = ("tpot_ms", "output_tps_per_chip", "ttft_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Errors of one quantity on a set of rows, in percent.
+
+    Attributes:
+        n: Rows.
+        median: Median of |predicted / measured - 1|.
+        mape: Mean of it.
+        p90: Its 90th percentile.
+        bias: Median of predicted / measured - 1.
+    """
+
+    n: int
+    median: float
+    mape: float
+    p90: float
+    bias: float
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Scores of a set of predictions.
+
+    Attributes:
+        label: How the predictions came about.
+        overall: Errors by quantity.
+        by: Errors by slice, name and quantity.
+        dropped: Rows that cleaning rules dropped, by rule.
+        refused: Rows that cannot be predicted, by reason.
+        queued: Rows with a queue in front of the server: predicted, not scored.
+    """
+
+    label: str
+    overall: dict[str, Errors]
+    by: dict[str, dict[str, dict[str, Errors]]]
+    dropped: dict[str, int]
+    refused: dict[str, int]
+    queued: int
+
+
+def load(files: Sequence[Path], registry: PluginRegistry) -> tuple[CleanRows, CompiledRows]:
+    """Reads, cleans and compiles measured rows.
+
+    Raises:
+        SpecError: A file cannot be read, or nothing usable is in it.
+    """
+    cleaned = clean(row for file in files for row in read_serving_curves(file))
+    compiled = compile_rows(cleaned.rows, registry)
+    if not compiled.rows:
+        raise SpecError(f"no row of {', '.join(map(str, files))} can be predicted")
+    return cleaned, compiled
+
+
+def calibrated_predictions(compiled: CompiledRows, calibration: Calibration | None = None) -> NDArray[np.float64]:
+    """Predictions with a calibration as it ships."""
+    import numpy as np
+
+    calibration = calibration or default_calibration()
+    sets = [list(resolve_parameters(calibration, *level).values()) for level in compiled.levels]
+    return compiled.predict(np.array(sets))
+
+
+def leave_out_predictions(compiled: CompiledRows, what: str, structure: Structure | None = None) -> NDArray[np.float64]:
+    """Predictions of each row by a refit without the rows that share its key.
+
+    Args:
+        compiled: Rows.
+        what: A name of :data:`LEAVE_OUT`.
+        structure: Deviations of the fit.
+
+    Raises:
+        SpecError: Unknown name.
+    """
+    if what not in LEAVE_OUT:
+        raise SpecError(f"leave-out is {what!r}, expected {', '.join(LEAVE_OUT)}")
+    calibrator = Calibrator(compiled, structure)
+    keys = [LEAVE_OUT[what](row) for row in compiled.rows]
+    if what == "shape":
+        order = {key: index % SHAPE_FOLDS for index, key in enumerate(dict.fromkeys(keys))}
+        keys = [order[key] for key in keys]
+    return calibrator.leave_out(keys, calibrator.fit())
+
+
+def score(label: str, cleaned: CleanRows, compiled: CompiledRows, predictions: NDArray[np.float64]) -> Validation:
+    """Errors of predictions, overall and by slice; rows behind a queue are counted apart."""
+    import numpy as np
+
+    scored = [index for index, row in enumerate(compiled.rows) if not row.is_queue_limited]
+    rows = [compiled.rows[index] for index in scored]
+    ratios = {
+        "tpot_ms": predictions[scored, 0] / np.array([row.tpot_s for row in rows]),
+        "output_tps_per_chip": predictions[scored, 2] / np.array([row.output_tps_per_chip for row in rows]),
+        "ttft_ms": predictions[scored, 1] / np.array([row.ttft_s or np.nan for row in rows]),
+    }
+    by: dict[str, dict[str, dict[str, Errors]]] = {}
+    for slice_name, key in SLICES.items():
+        names = [key(row) for row in rows]
+        by[slice_name] = {
+            name: {
+                quantity: _errors(ratio[np.array([entry == name for entry in names])])
+                for quantity, ratio in ratios.items()
+            }
+            for name in sorted(set(names))
+        }
+    refused: dict[str, int] = {}
+    for reason in compiled.refused.values():
+        refused[reason] = refused.get(reason, 0) + 1
+    no_fit = int(np.isnan(predictions[:, 0]).sum())
+    if no_fit:
+        refused["does not fit in memory"] = no_fit
+    return Validation(
+        label=label,
+        overall={quantity: _errors(ratio) for quantity, ratio in ratios.items()},
+        by=by,
+        dropped={rule: len(ids) for rule, ids in sorted(cleaned.dropped.items())},
+        refused=refused,
+        queued=len(compiled.rows) - len(rows),
+    )
+
+
+def _errors(ratio: NDArray[np.float64]) -> Errors:
+    import numpy as np
+
+    ratio = ratio[np.isfinite(ratio)]
+    if not len(ratio):
+        return Errors(0, float("nan"), float("nan"), float("nan"), float("nan"))
+    absolute = 100.0 * np.abs(ratio - 1.0)
+    return Errors(
+        n=len(ratio),
+        median=float(np.median(absolute)),
+        mape=float(absolute.mean()),
+        p90=float(np.percentile(absolute, 90)),
+        bias=float(100.0 * np.median(ratio - 1.0)),
+    )
+
+
+def rows_csv(cleaned: CleanRows, compiled: CompiledRows, predictions: NDArray[np.float64]) -> str:
+    """Every row of the input with its prediction or the reason why there is none."""
+    text = io.StringIO()
+    names = ["id", "ttft_ms", "tpot_ms", "output_tps_per_chip", "pred_ttft_ms", "pred_tpot_ms", "pred_output_tps_per_chip",
+             "reason"]  # fmt: skip
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
+    writer.writeheader()
+    for index, row in enumerate(compiled.rows):
+        tpot_s, ttft_s, tps, _ = predictions[index]
+        fits = bool(tpot_s == tpot_s)
+        writer.writerow(
+            {
+                "id": row.id,
+                "ttft_ms": f"{row.ttft_s * 1e3:.6g}" if row.ttft_s else "",
+                "tpot_ms": f"{row.tpot_s * 1e3:.6g}",
+                "output_tps_per_chip": f"{row.output_tps_per_chip:.6g}",
+                "pred_ttft_ms": f"{ttft_s * 1e3:.6g}" if fits else "",
+                "pred_tpot_ms": f"{tpot_s * 1e3:.6g}" if fits else "",
+                "pred_output_tps_per_chip": f"{tps:.6g}" if fits else "",
+                "reason": "" if fits else "does not fit in memory",
+            }
+        )
+    for rule, ids in cleaned.dropped.items():
+        for row_id in ids:
+            writer.writerow({"id": row_id, "reason": rule})
+    for row_id, reason in compiled.refused.items():
+        writer.writerow({"id": row_id, "reason": reason})
+    return text.getvalue()
+
+
+def calibrate(compiled: CompiledRows, structure: Structure | None = None) -> tuple[Fit, dict[str, float]]:
+    """Fits all rows, and measures the spread of residuals by how new a case is.
+
+    Args:
+        compiled: Rows.
+        structure: Deviations of the fit.
+
+    Returns:
+        The fit, and the log standard deviation of measured over predicted throughput by novelty class.
+    """
+    import numpy as np
+
+    calibrator = Calibrator(compiled, structure)
+    exponents = calibrator.fit()
+    fit = calibrator.result(exponents)
+    scored = np.array([not row.is_queue_limited for row in compiled.rows])
+    measured = np.array([row.output_tps_per_chip for row in compiled.rows])
+
+    def spread(predictions: NDArray[np.float64]) -> float:
+        logs = np.abs(np.log(predictions[:, 2] / measured))[scored]
+        # The 80% quantile of a centred normal is 1.2816 standard deviations: the interval is judged at P10 and P90.
+        return float(np.nanpercentile(logs, 80) / 1.2816)
+
+    spreads = {"seen": spread(calibrator.predict(exponents))}
+    for novelty, what in (("new_pair", "group"), ("new_model", "model"), ("new_accelerator", "accelerator")):
+        keys = [LEAVE_OUT[what](row) for row in compiled.rows]
+        spreads[novelty] = max(spread(calibrator.leave_out(keys, exponents)), *spreads.values())
+    # Nothing of the kind was measured: as far again from a new accelerator as that is from a seen one.
+    spreads["new_family"] = spreads["new_accelerator"] + (spreads["new_accelerator"] - spreads["seen"])
+    return fit, spreads
+
+
+def seen_names(compiled: CompiledRows) -> dict[str, list[str]]:
+    """What the rows cover, by level."""
+    rows = compiled.rows
+    return {
+        "accelerator": sorted({row.accelerator for row in rows}),
+        "family": sorted({level[1] for level in compiled.levels}),
+        "model": sorted({row.model for row in rows}),
+        "pair": sorted({f"{row.model} {row.accelerator}" for row in rows}),
+    }
+
+
+def to_dict(validation: Validation) -> dict[str, Any]:
+    """Plain dicts, for JSON."""
+    from dataclasses import asdict
+
+    return {"schema": 1, **asdict(validation)}
