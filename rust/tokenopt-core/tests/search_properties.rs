@@ -1,4 +1,5 @@
 //! Laws of the search on random small problems.
+#![allow(clippy::expect_used)]
 
 mod common;
 

@@ -189,10 +189,6 @@ pub fn roofline(memory_s: f64, compute_s: f64) -> f64 {
 /// Source: range reduction to `2^n * 2^f` with `|f| <= 1/2` and the Taylor polynomial of `2^f`, degree 11.
 #[inline(always)]
 #[must_use]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the coefficients are literals; only bits are moved"
-)]
 pub fn exp_negative(x: f64) -> f64 {
     // Adding 1.5 * 2^52 rounds to the nearest integer and leaves it in the low bits of the mantissa.
     const ROUND: f64 = 6_755_399_441_055_744.0;

@@ -119,7 +119,6 @@ fn band_count() -> usize {
 
 /// Band of an interactivity: exponent and leading mantissa bits of the float, a cheap monotone logarithm.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "clamped to 1536 bands")]
 fn band(tps_per_user: f64) -> usize {
     let bits = tps_per_user.to_bits() >> (52 - BAND_BITS);
     let lowest = LOWEST_EXPONENT << BAND_BITS;
