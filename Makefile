@@ -81,7 +81,7 @@ ci: lint test ## What CI runs
 bench: $(INSTALLED) $(TEST_TOOLS) ## Measure speed and write the table of the README
 	$(CARGO) bench --locked -p tokenopt-core
 	$(BIN)/python -m pytest -m bench --benchmark-only --benchmark-disable-gc tests/benchmarks $(PYTEST)
-	$(BIN)/python scripts/bench_report.py --write
+	$(BIN)/python scripts/bench_report.py --core --write
 
 docs: $(INSTALLED) ## Write the generated parts of README and docs
 	$(BIN)/python scripts/docs.py

@@ -70,7 +70,7 @@ def median_wall_s(command: Sequence[str], repeats: int) -> float:
     return statistics.median(run(command).wall_s for _ in range(repeats))
 
 
-def rows(repeats: int, is_brief: bool) -> list[tuple[str, str, str]]:
+def rows(repeats: int, is_brief: bool, with_core: bool) -> list[tuple[str, str, str]]:
     """What is measured: name, value, goal."""
     search = (TOKENOPT, *MAIN_JOB, "--format", "json")
     scope = (*ONE_ACCELERATOR, "--top", "1") if is_brief else ("--top", "1")
@@ -99,7 +99,7 @@ def rows(repeats: int, is_brief: bool) -> list[tuple[str, str, str]]:
         ("peak memory, default search", megabytes(default), "≤ 250 MB"),
         ("peak memory, exhaustive search", megabytes(exhaustive[cores]), "≤ 250 MB"),
     ]  # fmt: skip
-    return table + criterion_rows()
+    return table + (criterion_rows() if with_core else [])
 
 
 def criterion_rows() -> list[tuple[str, str, str]]:
@@ -155,12 +155,16 @@ def machine(load: float) -> str:
     if cpuinfo.exists():
         models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    others = f", while other work used {load:.1f} cores" if load >= NOTICEABLE_LOAD else ""
+    commit = _git("rev-parse", "--short", "HEAD").stdout.strip()
+    if commit and _git("diff", "--quiet", "HEAD", "--", "rust", "python", "plugins", "Cargo.lock").returncode != 0:
+        commit += " with changes"
+    others = f", while other work used {load:.1f} cores (alone it is faster)" if load >= NOTICEABLE_LOAD else ""
     python = platform.python_version()
     return f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {python}, commit {commit or '-'}{others}"
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -168,11 +172,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     parser.add_argument("--brief", action="store_true", help="exhaustive search of one accelerator only")
+    parser.add_argument("--core", action="store_true", help="add the results of the last `cargo bench` of the core")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs behind each median")
     flags = parser.parse_args(arguments)
     load = _running_elsewhere()
     lines = ["| what | measured | goal |", "| --- | --- | --- |"]
-    lines += [f"| {name} | {value} | {goal} |" for name, value, goal in rows(flags.repeats, flags.brief)]
+    lines += [f"| {name} | {value} | {goal} |" for name, value, goal in rows(flags.repeats, flags.brief, flags.core)]
     text = "\n".join([*lines, "", f"Measured by `make bench` on {machine(load)}; medians of {flags.repeats} runs."])
     print(text)
     if flags.write:
