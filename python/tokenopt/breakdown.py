@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tokenopt.catalog.engines import parameter_origins
 from tokenopt.errors import SpecError
 from tokenopt.plugins import PluginRegistry, default_registry
 from tokenopt.problem import CompiledProblem, SearchRequest
 from tokenopt.serve import SCHEMA, Solution, compile_request, name_solution, run
+
+MAX_BATCH = 1 << 20
+"""Largest batch or concurrency that is accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class Explanation:
         memory: Bytes on the fullest chip: weights, one request, plannable, activations per token.
         capacity_requests: Requests whose full cache fits on a rank.
         counts: Parameter counts of the model.
-        parameters: Calibrated parameters used, with unit, bounds and meaning.
+        parameters: Calibrated parameters used, with unit, bounds, meaning and `origin` (what set the value).
         calibration: Name, basis, date and source of the calibration.
     """
 
@@ -51,6 +55,7 @@ def explain(
     *,
     layout: Mapping[str, int] | None = None,
     batch: int | None = None,
+    concurrency: int | None = None,
     chunk_tokens: int | None = None,
     registry: PluginRegistry | None = None,
 ) -> Explanation:
@@ -60,6 +65,8 @@ def explain(
         request: Scope; it must leave one accelerator.
         layout: Any of tp, pp, ep, attn_dp.
         batch: Running batch of one attention rank and pipeline slot.
+        concurrency: Requests in flight in a replica: the smallest batch that keeps so many in flight, on the layout
+            that is best without this limit where none is given; give it or `batch`.
         chunk_tokens: Prefill chunk, tokens.
         registry: Plugins to use; the installed ones by default.
 
@@ -70,6 +77,11 @@ def explain(
         SpecError: A field cannot be used, or the layout cannot run the model.
         InfeasibleError: Nothing in scope meets the limits.
     """
+    for name, value in (("batch", batch), ("concurrency", concurrency)):
+        if value is not None and not 1 <= value <= MAX_BATCH:
+            raise SpecError(f"{name} is {value}, expected 1 to {MAX_BATCH}")
+    if batch is not None and concurrency is not None:
+        raise SpecError("batch and concurrency both name the load: give one of them")
     registry = registry or default_registry()
     fixed: dict[str, Any] = {name: (value,) for name, value in (layout or {}).items() if value is not None}
     if chunk_tokens is not None:
@@ -78,11 +90,16 @@ def explain(
     chips = [chip["key"] for chip in problem.core["accelerators"]]
     if len(chips) != 1:
         raise SpecError(f"explain takes one accelerator, {len(chips)} are in scope", ["name one with --hardware KEY"])
-    point = _point(problem, registry, batch)
-    from tokenopt import _core
-
-    answer = json.loads(_core.explain(json.dumps({**problem.core, "point": point})))
+    if concurrency is not None:
+        point, answer = _at_concurrency(problem, registry, concurrency)
+    else:
+        point = _point(problem, registry, batch)
+        answer = _explain(problem, point)
     calibration = problem.calibration
+    stack = problem.stacks[point["stack"]]
+    origins = parameter_origins(
+        calibration, stack.engine.name, stack.accelerator.family, stack.weight_precision, stack.engine.parameters
+    )
     return Explanation(
         solution=name_solution(problem, 1, answer["solution"]),
         decode=answer["decode"],
@@ -97,7 +114,10 @@ def explain(
         memory=answer["memory"],
         capacity_requests=answer["capacity_requests"],
         counts=answer["counts"],
-        parameters=answer["parameters"],
+        parameters=[
+            {**parameter, "origin": _origin(origins[parameter["name"]], parameter)}
+            for parameter in answer["parameters"]
+        ],
         calibration={
             "name": calibration.name,
             "basis": calibration.basis,
@@ -105,6 +125,41 @@ def explain(
             "source": calibration.source,
         },
     )
+
+
+def _origin(origin: str, parameter: Mapping[str, Any]) -> str:
+    is_cut = parameter["value"] in (parameter["low"], parameter["high"]) and parameter["value"] != parameter["prior"]
+    return f"{origin}, at its bound" if is_cut else origin
+
+
+def _explain(problem: CompiledProblem, point: Mapping[str, int]) -> dict[str, Any]:
+    from tokenopt import _core
+
+    answer: dict[str, Any] = json.loads(_core.explain(json.dumps({**problem.core, "point": point})))
+    return answer
+
+
+def _at_concurrency(
+    problem: CompiledProblem, registry: PluginRegistry, concurrency: int
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """The point of the smallest batch with at least so many requests in flight, and its breakdown.
+
+    Requests in flight grow with the batch (more decode at once, and each waits longer for its prompt), so bisection
+    finds it.
+    """
+    # No more than `concurrency` requests can decode, so the layout is looked for under that batch.
+    point = _point(problem, registry, concurrency)
+    ranks = max(point["attn_dp"] * point["pp"], 1)
+    low, high = 1, max(1, -(-concurrency // ranks))
+    answer = _explain(problem, {**point, "batch": high})
+    while low < high:
+        middle = (low + high) // 2
+        tried = _explain(problem, {**point, "batch": middle})
+        if tried["solution"]["concurrency"] >= concurrency:
+            high, answer = middle, tried
+        else:
+            low = middle + 1
+    return {**point, "batch": high}, answer
 
 
 def _point(problem: CompiledProblem, registry: PluginRegistry, batch: int | None) -> dict[str, int]:

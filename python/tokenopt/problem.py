@@ -1,17 +1,17 @@
 """From what a user asks to the flat, validated problem that crosses into the core.
 
-Every input is checked here, once; every default that was assumed is collected and shown with the answer.
+Names are looked up in the catalogue here; numbers are checked in :mod:`tokenopt.request`. Every default that was
+assumed is collected and shown with the answer.
 """
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import date
-from typing import Any, Literal, get_args
+from typing import Any
 
 from tokenopt.catalog.engines import Calibration, default_calibration, engines_for, resolve_parameters
 from tokenopt.catalog.models import (
@@ -23,103 +23,31 @@ from tokenopt.catalog.models import (
 )
 from tokenopt.errors import MissingDataError, SpecError
 from tokenopt.plugins import PluginRegistry
-from tokenopt.records import KV_FORMATS, Accelerator, Engine, Model, Offer, Source, Term
+from tokenopt.records import Accelerator, Engine, Model, Offer, Source
+from tokenopt.request import (
+    DEFAULT_ISL,
+    DEFAULT_MODEL,
+    DEFAULT_OSL,
+    DEFAULT_PUE,
+    SURE_TERMS,
+    UNSURE_TERMS,
+    Objective,
+    SearchRequest,
+    checked,
+    target_output_tps,
+    tpot_limit_ms,
+)
 from tokenopt.units import ms_to_s
 
-Objective = Literal["cost", "energy", "throughput"]
+__all__ = [
+    "DEFAULT_ISL", "DEFAULT_MODEL", "DEFAULT_OSL", "DEFAULT_PUE", "SURE_TERMS", "UNSURE_TERMS", "Assumption",
+    "CompiledProblem", "Objective", "SearchRequest", "StackInfo", "build_problem", "core_accelerator",
+    "select_accelerators", "some_keys", "target_output_tps", "tpot_limit_ms",
+]  # fmt: skip
 
-DEFAULT_MODEL = "gpt-oss-120b"
-DEFAULT_ISL = 1024
-DEFAULT_OSL = 1024
-DEFAULT_PUE = 1.25
 SYSTEM_OVER_TDP = 1.5
 """All-in power of a chip with its share of host and network over the chip alone, where nobody publishes it. Published
 pairs (1,370 W for a 700 W chip, 1,710 W for 1,000 W, 2,120 W for 1,400 W) lie between 1.5 and 2."""
-
-SURE_TERMS: tuple[Term, ...] = ("on-demand", "reserved-1y", "reserved-3y", "rental")
-"""Prices a buyer can rent for sure; ranked by default."""
-UNSURE_TERMS: tuple[Term, ...] = ("spot", "marketplace")
-"""Prices that may be withdrawn; ranked with `spot`."""
-
-_MAX_TOKENS = 1e8
-_MAX_MS = 1e7
-_MAX_TPS = 1e12
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchRequest:
-    """What a user asks of a search. Field names are those of the flags.
-
-    Attributes:
-        model: Catalogue key, Hugging Face id, or path of a config.json.
-        isl: Prompt length, tokens.
-        osl: Output length, tokens.
-        prefix_hit: Share of the prompt found in the prefix cache.
-        slo_ms: Limit on time per output token, ms (`tpot_ms` is the same).
-        ttft_ms: Limit on time to first token, ms.
-        e2e_ms: Limit on the whole request, ms.
-        min_interactivity: Least output tokens/s a user sees.
-        target_tps: Output tokens/s of the whole fleet.
-        target_rps: Requests/s of the whole fleet.
-        hardware: Globs on accelerator keys.
-        vendor: Vendors.
-        engine: `NAME` or `NAME@DATE`.
-        provider: Globs on providers.
-        region: Globs on regions.
-        term: Only offers of this term.
-        spot: Rank spot and marketplace offers too.
-        announced: Include accelerators that are announced but not shipping.
-        price: The user's own quotes, USD per chip-hour by accelerator key.
-        prices_max_age: Leave out offers older than this, days.
-        max_chips: Most chips the fleet may pay for.
-        precision: Weight precision, or `native`.
-        kv_precision: KV-cache precision.
-        utilization: Share of the sized throughput that is used on average.
-        objective: What is minimised (maximised for throughput).
-        top: Solutions in `best`.
-        exhaustive: Evaluate everything.
-        pue: Facility power over IT power.
-        threads: Threads of the core; 0 = all.
-        max_batch: Largest running batch of an attention rank.
-        tp, pp, ep, attn_dp, chunk_tokens: Restrict the layout space.
-    """
-
-    model: str = DEFAULT_MODEL
-    isl: float = DEFAULT_ISL
-    osl: float = DEFAULT_OSL
-    prefix_hit: float = 0.0
-    slo_ms: float | None = None
-    tpot_ms: float | None = None
-    ttft_ms: float | None = None
-    e2e_ms: float | None = None
-    min_interactivity: float | None = None
-    target_tps: float | None = None
-    target_rps: float | None = None
-    hardware: Sequence[str] = ()
-    vendor: Sequence[str] = ()
-    engine: str | None = None
-    provider: Sequence[str] = ()
-    region: Sequence[str] = ()
-    term: str | None = None
-    spot: bool = False
-    announced: bool = False
-    price: Mapping[str, float] = field(default_factory=dict)
-    prices_max_age: int | None = None
-    max_chips: int | None = None
-    precision: str | None = None
-    kv_precision: str | None = None
-    utilization: float = 1.0
-    objective: str = "cost"
-    top: int = 10
-    exhaustive: bool = False
-    pue: float = DEFAULT_PUE
-    threads: int = 0
-    max_batch: int = 4096
-    tp: Sequence[int] = ()
-    pp: Sequence[int] = ()
-    ep: Sequence[int] = ()
-    attn_dp: Sequence[int] = ()
-    chunk_tokens: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +72,21 @@ class Assumption:
 
 @dataclass(frozen=True, slots=True)
 class CompiledProblem:
-    """The core's problem, and the names to read its answer with."""
+    """The core's problem, and the names to read its answer with.
+
+    Attributes:
+        core: The problem as it crosses into the core.
+        request: What the user asked, checked.
+        model: The model.
+        stacks: Names behind the core's stacks, by index.
+        offers: Prices behind the core's offer numbers.
+        ranked_terms: Kinds of price that compete.
+        assumptions: Defaults the user did not state.
+        without_price: Accelerators left out for want of a price.
+        doubtful_prices: Offers that fit but are marked suspect, and so are not ranked.
+        cannot_run: Accelerators on which no engine serves the model in the wanted formats.
+        calibration: Parameter set of the efficiencies.
+    """
 
     core: dict[str, Any]
     request: SearchRequest
@@ -154,6 +96,7 @@ class CompiledProblem:
     ranked_terms: tuple[str, ...]
     assumptions: list[Assumption]
     without_price: list[str]
+    doubtful_prices: int
     cannot_run: list[str]
     calibration: Calibration
 
@@ -176,7 +119,7 @@ def build_problem(
         SpecError: A field cannot be used; the sentence names it, its value and what is legal.
         MissingDataError: Nothing is left to search.
     """
-    _check_numbers(request)
+    request = checked(request)
     model = resolve_model(request.model, registry.models)
     context = int(model.architecture["max_context"])
     if request.isl + request.osl > context:
@@ -185,19 +128,17 @@ def build_problem(
         )
     accelerators = select_accelerators(request, registry)
     ranked_terms = _ranked_terms(request)
-    offers, by_accelerator = _select_offers(request, registry, accelerators, ranked_terms, today or date.today())
+    selection = _select_offers(request, registry, accelerators, ranked_terms, today or date.today())
+    by_accelerator = selection.by_accelerator
     without_price = [chip.key for chip in accelerators if not by_accelerator.get(chip.key)] if need_prices else []
     priced = [chip for chip in accelerators if chip.key not in without_price]
     if not priced:
-        raise MissingDataError(
-            f"no {' or '.join(ranked_terms)} price for {_some(chip.key for chip in accelerators)}",
-            ["--spot ranks spot and marketplace offers, --term owned the owner's cost, --price KEY=USD your own quote"],
-        )
+        raise _no_price(selection, accelerators, ranked_terms)
     calibration = default_calibration()
     stacks, core_stacks, cannot_run = _stacks(request, registry, priced, model, calibration)
     if not core_stacks:
         raise SpecError(
-            f"no engine on {_some(chip.key for chip in priced)} serves {model.key} "
+            f"no engine on {some_keys(chip.key for chip in priced)} serves {model.key} "
             f"with precision {request.precision or 'native'} and KV precision {request.kv_precision or 'any'}"
             + (f" under {request.engine}" if request.engine else ""),
             ["`tokenopt hardware KEY` lists the engines of an accelerator and their formats"],
@@ -233,25 +174,14 @@ def build_problem(
         request=request,
         model=model,
         stacks=stacks,
-        offers=offers,
+        offers=selection.offers,
         ranked_terms=ranked_terms,
         assumptions=_assumptions(request, model, priced, calibration),
         without_price=without_price,
+        doubtful_prices=selection.doubtful,
         cannot_run=cannot_run,
         calibration=calibration,
     )
-
-
-def tpot_limit_ms(request: SearchRequest) -> float | None:
-    """The limit on time per output token, under either of its two names."""
-    return request.slo_ms if request.slo_ms is not None else request.tpot_ms
-
-
-def target_output_tps(request: SearchRequest) -> float | None:
-    """The fleet's target in output tokens/s, under either of its two names."""
-    if request.target_tps is not None:
-        return request.target_tps
-    return request.target_rps * request.osl if request.target_rps is not None else None
 
 
 def core_accelerator(chip: Accelerator, pue: float, offers: Sequence[tuple[int, Offer]] = ()) -> dict[str, Any]:
@@ -309,11 +239,16 @@ def select_accelerators(request: SearchRequest, registry: PluginRegistry) -> lis
     if not accelerators:
         only_announced = [key for key in chosen if known[key].status == "announced"]
         raise SpecError(
-            f"no accelerator is left by --hardware {' '.join(request.hardware) or '*'} "
-            f"and --vendor {' '.join(request.vendor) or '*'}",
+            f"no accelerator is left by {_scope_text(request)}",
             ["--announced includes parts that do not ship yet"] if only_announced else [],
         )
     return accelerators
+
+
+def _scope_text(request: SearchRequest) -> str:
+    flags = [f"--hardware {pattern}" for pattern in request.hardware]
+    flags += [f"--vendor {vendor}" for vendor in request.vendor]
+    return " ".join(flags) or "the default scope"
 
 
 def _match(patterns: Iterable[str], keys: Sequence[str], what: str) -> list[str]:
@@ -341,44 +276,110 @@ def _ranked_terms(request: SearchRequest) -> tuple[str, ...]:
     return SURE_TERMS + UNSURE_TERMS if request.spot else SURE_TERMS
 
 
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """Offers that may be ranked.
+
+    Attributes:
+        offers: The offers; their place is their number in the core's problem.
+        by_accelerator: Pairs of number and offer by accelerator key.
+        doubtful: Offers that pass every filter but are marked suspect.
+        emptied_by: The filter that left nothing, as a flag with its value; empty where some offer is left or no filter
+            is to blame.
+    """
+
+    offers: list[Offer]
+    by_accelerator: dict[str, list[tuple[int, Offer]]]
+    doubtful: int
+    emptied_by: str
+
+
 def _select_offers(
     request: SearchRequest,
     registry: PluginRegistry,
     accelerators: Sequence[Accelerator],
     terms: Sequence[str],
     today: date,
-) -> tuple[list[Offer], dict[str, list[tuple[int, Offer]]]]:
+) -> _Selection:
     keys = {chip.key for chip in accelerators}
-    quotes = _own_quotes(request, registry, keys)
-    providers = sorted({offer.provider for offer in registry.offers})
-    if request.provider:
-        _match(request.provider, providers, "provider")
-    chosen: list[Offer] = list(quotes.values())
-    for offer in registry.offers:
-        age = offer.age_days(today)
-        is_wanted = (
-            offer.accelerator in keys
-            and offer.accelerator not in quotes
-            and offer.term in terms
-            and not offer.suspect
-            and _fits(offer.provider, request.provider)
-            and _fits(offer.region, request.region)
-            and (request.prices_max_age is None or (age is not None and age <= request.prices_max_age))
-        )
-        if is_wanted:
-            chosen.append(offer)
+    quotes = _own_quotes(request, registry, keys, today)
+    _match(request.provider, sorted({offer.provider.lower() for offer in registry.offers}), "provider")
+    _match(request.region, sorted({offer.region.lower() for offer in registry.offers} - _ANYWHERE), "region")
+    left = [
+        offer
+        for offer in registry.offers
+        if offer.accelerator in keys and offer.accelerator not in quotes and offer.term in terms
+    ]
+    emptied_by = ""
+    for flag, passes in _offer_filters(request, today):
+        remaining = [offer for offer in left if passes(offer)]
+        if left and not remaining:
+            emptied_by = flag
+        left = remaining
+    sure = [offer for offer in left if not offer.suspect]
+    chosen = [*quotes.values(), *sure]
     by_accelerator: dict[str, list[tuple[int, Offer]]] = {}
     for index, offer in enumerate(chosen):
         by_accelerator.setdefault(offer.accelerator, []).append((index, offer))
-    return chosen, by_accelerator
+    return _Selection(chosen, by_accelerator, len(left) - len(sure), emptied_by)
 
 
-def _own_quotes(request: SearchRequest, registry: PluginRegistry, keys: set[str]) -> dict[str, Offer]:
+_ANYWHERE = {"", "-"}
+"""How price lists write that a price is not bound to a region."""
+
+
+def _offer_filters(request: SearchRequest, today: date) -> list[tuple[str, Callable[[Offer], bool]]]:
+    """The filters in use: the flag as a user writes it, and whether an offer passes."""
+    filters: list[tuple[str, Callable[[Offer], bool]]] = []
+    if request.provider:
+        filters.append((f"--provider {' '.join(request.provider)}", lambda o: _fits(o.provider, request.provider)))
+    if request.region:
+        filters.append(
+            (
+                f"--region {' '.join(request.region)}",
+                lambda o: o.region in _ANYWHERE or _fits(o.region, request.region),
+            )
+        )
+    most = request.prices_max_age
+    if most is not None:
+
+        def is_fresh(offer: Offer) -> bool:
+            age = offer.age_days(today)
+            return age is not None and age <= most
+
+        filters.append((f"--prices-max-age {most}", is_fresh))
+    return filters
+
+
+def _no_price(
+    selection: _Selection, accelerators: Sequence[Accelerator], terms: Sequence[str]
+) -> MissingDataError | SpecError:
+    """Why nothing can be priced: a filter of the user's, doubt, or no such price."""
+    kind = f"{', '.join(terms)} price"
+    where = some_keys(chip.key for chip in accelerators)
+    if selection.emptied_by:
+        return SpecError(
+            f"{selection.emptied_by} leaves no {kind} for {where}", ["`tokenopt prices` lists what is known"]
+        )
+    if selection.doubtful:
+        return MissingDataError(
+            f"every {kind} for {where} is doubtful and not ranked",
+            ["`tokenopt prices` shows them; --price KEY=USD ranks your own quote"],
+        )
+    return MissingDataError(
+        f"no {kind} for {where} is known",
+        [
+            "--spot ranks spot and marketplace offers, --term owned the owner's cost, "
+            f"--price {accelerators[0].key}=USD your own quote"
+        ],
+    )
+
+
+def _own_quotes(request: SearchRequest, registry: PluginRegistry, keys: set[str], today: date) -> dict[str, Offer]:
     quotes: dict[str, Offer] = {}
     for key, usd in request.price.items():
         if key not in registry.accelerators:
             raise SpecError(f"price for unknown accelerator {key!r}", _near(key, sorted(registry.accelerators)))
-        _positive("price", usd, 1e6)
         if key not in keys:
             continue
         quotes[key] = Offer(
@@ -389,7 +390,7 @@ def _own_quotes(request: SearchRequest, registry: PluginRegistry, keys: set[str]
             term="rental",
             usd_per_chip_hr=usd,
             chips_per_instance=registry.accelerators[key].chips_per_node,
-            as_of=date.today().isoformat(),
+            as_of=today.isoformat(),
             source=Source("--price", "assumed"),
         )
     return quotes
@@ -463,61 +464,6 @@ def _kv_precisions(request: SearchRequest, engine: Engine, chip: Accelerator) ->
     ]
 
 
-def _check_numbers(request: SearchRequest) -> None:
-    _positive("isl", request.isl, _MAX_TOKENS)
-    _positive("osl", request.osl, _MAX_TOKENS)
-    for name in ("isl", "osl"):
-        if getattr(request, name) < 1:
-            raise SpecError(f"{name} is {getattr(request, name):g}, expected at least 1 token")
-    for name in ("slo_ms", "tpot_ms", "ttft_ms", "e2e_ms"):
-        _optional(name, getattr(request, name), _MAX_MS)
-    _optional("min_interactivity", request.min_interactivity, 1e6)
-    _optional("target_tps", request.target_tps, _MAX_TPS)
-    _optional("target_rps", request.target_rps, _MAX_TPS)
-    _positive("utilization", request.utilization, 1.0)
-    _positive("pue", request.pue, 5.0)
-    if request.pue < 1.0:
-        raise SpecError(f"pue is {request.pue:g}, expected at least 1 (facility power over IT power)")
-    if not 0.0 <= request.prefix_hit <= 1.0:
-        raise SpecError(f"prefix_hit is {request.prefix_hit:g}, expected a share from 0 to 1")
-    for name, least, most in (("top", 1, 1000), ("threads", 0, 4096), ("max_batch", 1, 1 << 20)):
-        value = getattr(request, name)
-        if not least <= value <= most:
-            raise SpecError(f"{name} is {value}, expected {least} to {most}")
-    if request.max_chips is not None and request.max_chips < 1:
-        raise SpecError(f"max_chips is {request.max_chips}, expected at least 1")
-    if request.prices_max_age is not None and request.prices_max_age < 0:
-        raise SpecError(f"prices_max_age is {request.prices_max_age}, expected at least 0 days")
-    for name in ("tp", "pp", "ep", "attn_dp", "chunk_tokens"):
-        if any(value < 1 for value in getattr(request, name)):
-            raise SpecError(f"{name} holds {min(getattr(request, name))}, expected at least 1")
-    if request.slo_ms is not None and request.tpot_ms is not None and request.slo_ms != request.tpot_ms:
-        raise SpecError(f"slo_ms is {request.slo_ms:g} and tpot_ms {request.tpot_ms:g}: both name the same limit")
-    if request.target_tps is not None and request.target_rps is not None:
-        implied = request.target_rps * request.osl
-        if not math.isclose(implied, request.target_tps, rel_tol=0.01):
-            raise SpecError(
-                f"target_rps {request.target_rps:g} x osl {request.osl:g} is {implied:,.0f} tokens/s, "
-                f"but target_tps is {request.target_tps:,.0f}: give one of them"
-            )
-    if request.objective not in get_args(Objective):
-        raise SpecError(f"objective is {request.objective!r}, expected {', '.join(get_args(Objective))}")
-    if request.term is not None and request.term not in get_args(Term):
-        raise SpecError(f"term is {request.term!r}, expected {', '.join(get_args(Term))}")
-    if request.kv_precision is not None and request.kv_precision not in (*KV_FORMATS, "nvfp4"):
-        raise SpecError(f"kv_precision is {request.kv_precision!r}, expected {', '.join(KV_FORMATS)}")
-
-
-def _positive(name: str, value: float, most: float) -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and 0 < value <= most):
-        raise SpecError(f"{name} is {value}, expected a number above 0 and at most {most:g}")
-
-
-def _optional(name: str, value: float | None, most: float) -> None:
-    if value is not None:
-        _positive(name, value, most)
-
-
 def _assumptions(
     request: SearchRequest, model: Model, accelerators: Sequence[Accelerator], calibration: Calibration
 ) -> list[Assumption]:
@@ -543,7 +489,13 @@ def _assumptions(
         assume("pue", DEFAULT_PUE, "facility power over IT power (--pue)")
     estimated = [chip.key for chip in accelerators if chip.system_w is None]
     if estimated:
-        assume("system power", f"{SYSTEM_OVER_TDP:g} x TDP", f"not published for {_some(estimated)}")
+        assume("system power", f"{SYSTEM_OVER_TDP:g} x TDP", f"not published for {some_keys(estimated)}")
+    quoted = [chip for chip in accelerators if chip.key in request.price]
+    if quoted:
+        units = ", ".join(f"{chip.chips_per_node} x {chip.key}" for chip in quoted)
+        assume("unit of your quote", units, "--price gives no unit: whole nodes")
+    if request.max_batch == defaults.max_batch:
+        assume("max-batch", request.max_batch, "most requests decoding at once on an attention rank")
     if request.precision is None and len(offered_weight_precisions(model.architecture)) > 1:
         others = ", ".join(offered_weight_precisions(model.architecture)[1:])
         assume(
@@ -558,6 +510,7 @@ def _assumptions(
     return found
 
 
-def _some(keys: Iterable[str], most: int = 4) -> str:
+def some_keys(keys: Iterable[str], most: int = 4) -> str:
+    """The first few keys, and how many more there are."""
     keys = list(keys)
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

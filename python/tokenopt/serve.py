@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenopt.errors import InfeasibleError
 from tokenopt.plugins import PluginRegistry, default_registry
-from tokenopt.problem import Assumption, CompiledProblem, SearchRequest, build_problem
+from tokenopt.problem import Assumption, CompiledProblem, SearchRequest, build_problem, some_keys
 from tokenopt.records import Offer
 
 if TYPE_CHECKING:
@@ -297,8 +297,21 @@ def _problem_summary(problem: CompiledProblem) -> dict[str, Any]:
         "demand": core["demand"],
         "objective": core["objective"],
         "accelerators": [chip["key"] for chip in core["accelerators"]],
+        "scope": {name: _plain(getattr(problem.request, name)) for name in _SCOPE},
+        "doubtful_prices": problem.doubtful_prices,
         "exhaustive": core["exhaustive"],
     }
+
+
+_SCOPE = (
+    "hardware", "vendor", "announced", "engine", "precision", "kv_precision", "provider", "region", "term", "spot",
+    "price", "prices_max_age", "pue",
+)  # fmt: skip
+"""Fields of a request that narrow what competes."""
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -319,7 +332,13 @@ def _infeasible(problem: CompiledProblem, answer: Mapping[str, Any]) -> Infeasib
                 f"no offer sells a unit that can hold a replica of {problem.model.key}",
                 ["--spot, --term or --price widen the offers"],
             )
-        return InfeasibleError(f"no layout of {problem.model.key} is legal on the accelerators in scope")
+        fixed = {name: values for name, values in problem.core["space"].items() if name != "max_batch"}
+        named = " and ".join(f"{name}={','.join(map(str, values))}" for name, values in fixed.items())
+        return InfeasibleError(
+            f"no layout of {problem.model.key}{' with ' + named if named else ''} is legal on "
+            f"{some_keys(chip['key'] for chip in problem.core['accelerators'])}",
+            ["a degree must divide what it splits (heads, layers, experts) and fit the chips of a unit"],
+        )
     stack = problem.stacks[miss["stack"]]
     layout = miss["layout"]
     place = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -36,6 +36,7 @@ class Calibration:
         seen: Names with measured rows behind them, by level.
         spread: Log standard deviation of measured over predicted time per token, by novelty class.
         source: Where the data come from.
+        fitted: Parameters whose global value was fitted; the others hold their prior.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Calibration:
     seen: Mapping[str, tuple[str, ...]]
     spread: Mapping[str, float]
     source: str
+    fitted: tuple[str, ...] = ()
 
 
 def load_engines_toml(source: Path | str) -> list[Engine]:
@@ -169,6 +171,7 @@ def load_calibration(path: Path) -> Calibration:
             seen={level: tuple(names) for level, names in data.get("seen", {}).items()},
             spread={name: float(value) for name, value in data.get("spread", {}).items()},
             source=header["source"],
+            fitted=tuple(data.get("uncertainty", {})),
         )
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise SpecError(f"calibration {path} cannot be read: {type(error).__name__} {error}") from error
@@ -211,6 +214,39 @@ def resolve_parameters(
         Every parameter, inside its physical bounds.
     """
     values = dict(calibration.base)
+    for _, _, factors in _deviations(calibration, engine, family, weight_precision):
+        for parameter, factor in factors.items():
+            values[parameter] *= factor
+    values.update(overrides or {})
+    bounds = parameter_bounds()
+    return {name: min(max(value, bounds[name][0]), bounds[name][1]) for name, value in values.items()}
+
+
+def parameter_origins(
+    calibration: Calibration,
+    engine: str,
+    family: str,
+    weight_precision: str,
+    overrides: Mapping[str, float] | None = None,
+) -> dict[str, str]:
+    """Where each parameter of a stack comes from; arguments as for :func:`resolve_parameters`.
+
+    Returns:
+        By parameter: the prior or the global value, then each level that changes it with its factor.
+    """
+    origins = {name: ["global fit" if name in calibration.fitted else "prior"] for name in calibration.base}
+    for level, name, factors in _deviations(calibration, engine, family, weight_precision):
+        for parameter, factor in factors.items():
+            origins[parameter].append(f"{level} {name} x{factor:.3g}")
+    for parameter in overrides or {}:
+        origins[parameter] = [f"engine plugin {engine}"]
+    return {name: ", ".join(parts) for name, parts in origins.items()}
+
+
+def _deviations(
+    calibration: Calibration, engine: str, family: str, weight_precision: str
+) -> Iterator[tuple[str, str, Mapping[str, float]]]:
+    """Level, name and factors of every deviation that applies to a stack, the most general first."""
     levels = (
         ("engine", engine),
         ("family", family),
@@ -218,11 +254,9 @@ def resolve_parameters(
         ("stack", f"{engine} {family}"),
     )
     for level, name in levels:
-        for parameter, factor in calibration.deviations.get(level, {}).get(name, {}).items():
-            values[parameter] *= factor
-    values.update(overrides or {})
-    bounds = parameter_bounds()
-    return {name: min(max(value, bounds[name][0]), bounds[name][1]) for name, value in values.items()}
+        factors = calibration.deviations.get(level, {}).get(name)
+        if factors:
+            yield level, name, factors
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ def run(arguments: Sequence[str]) -> int:
     is_debugging = "--debug" in arguments or bool(os.environ.get("TOKENOPT_DEBUG"))
     try:
         outcome: Any = cli.main(list(arguments), prog_name="tokenopt", standalone_mode=False)
+        # What is still buffered must fail here, inside the handlers, not at shutdown.
+        sys.stdout.flush()
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.Abort:
@@ -87,10 +89,26 @@ def run(arguments: Sequence[str]) -> int:
             say(f"hint: {hint}")
         return error.exit_code
     except BrokenPipeError:
-        # The reader went away (for instance `| head`); leave without a second complaint at shutdown.
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        # The reader went away (for instance `| head`): nothing is wrong.
+        _drop_stdout()
         return ExitCode.FOUND
+    except Exception as error:
+        if is_debugging:
+            raise
+        _drop_stdout()
+        if isinstance(error, OSError) and error.strerror:
+            place = f" {error.filename}" if error.filename else ""
+            say(f"error: the system refused{place}: {error.strerror}")
+        else:
+            say(f"error: tokenopt failed on its own fault: {type(error).__name__}: {error}")
+            say("hint: run it again with --debug and report the traceback")
+        return ExitCode.ERROR
     return outcome if isinstance(outcome, int) else ExitCode.FOUND
+
+
+def _drop_stdout() -> None:
+    """Lets the interpreter shut down without a second complaint about an output that cannot be written."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
 def say(text: str) -> None:

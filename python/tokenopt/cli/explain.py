@@ -27,6 +27,7 @@ from tokenopt.cli.options import (
 @click.option("--ep", type=int, help="Expert parallelism.")
 @click.option("--attn-dp", type=int, help="Attention data parallelism.")
 @click.option("--batch", type=int, help="Running batch of one attention rank and pipeline slot.")
+@click.option("--concurrency", type=int, help="Requests in flight in a replica; instead of --batch.")
 @click.option("--chunk-tokens", type=int, help="Prefill chunk, tokens.")
 @click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table", show_default=True,
               help="Form of the answer.")  # fmt: skip
@@ -40,9 +41,9 @@ def command(output_format: str, debug: bool, **flags: Any) -> None:  # noqa: ARG
     from tokenopt.problem import SearchRequest
 
     layout = {name: flags.pop(name) for name in ("tp", "pp", "ep", "attn_dp")}
-    batch, chunk_tokens = flags.pop("batch"), flags.pop("chunk_tokens")
+    load = {name: flags.pop(name) for name in ("batch", "concurrency", "chunk_tokens")}
     flags["price"] = parse_quotes(flags["price"])
-    explanation = explain(SearchRequest(**flags), layout=layout, batch=batch, chunk_tokens=chunk_tokens)
+    explanation = explain(SearchRequest(**flags), layout=layout, **load)
     if output_format == "json":
         click.echo(json.dumps(explanation.to_dict(), indent=2))
         return

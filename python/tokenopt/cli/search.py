@@ -84,7 +84,9 @@ def _write(result: Any, output_format: str, out: Path | None) -> None:
         files.write_atomically(out, content)
         say(f"written to {out}")
     else:
-        click.echo(content.decode(), nl=False)
+        # Names in prices and sources may hold letters that a narrow terminal encoding lacks.
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        click.echo(content.decode().encode(encoding, "replace").decode(encoding), nl=False)
 
 
 def _table_text(result: Any, out: Path | None) -> str:

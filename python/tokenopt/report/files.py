@@ -19,26 +19,40 @@ def check_writable(path: Path) -> None:
     Raises:
         SpecError: Names the path and why.
     """
-    folder = path.parent
-    if path.is_dir():
-        raise SpecError(f"--out {path} is a directory, expected a file")
-    if not folder.is_dir():
-        raise SpecError(f"--out {path}: the directory {folder} does not exist")
     try:
+        if path.is_dir():
+            raise SpecError(f"--out {path} is a directory, expected a file")
+        if _is_special(path):
+            # A temporary file would take the place of the pipe or device.
+            raise SpecError(f"--out {path} is not a regular file", ["redirect instead: tokenopt ... > FILE"])
+        if path.exists() and not os.access(path, os.W_OK):
+            raise SpecError(f"--out {path} is write-protected")
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise SpecError(f"--out {path}: the directory {folder} does not exist")
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise SpecError(f"--out {path} cannot be written: {error.strerror}") from error
+    except (OSError, RuntimeError) as error:
+        # RuntimeError: symbolic links that point at each other.
+        why = getattr(error, "strerror", None) or error
+        raise SpecError(f"--out {path} cannot be written: {why}") from error
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file whole or not at all; behind a symbolic link, the file it points to.
 
     Raises:
         SpecError: The file cannot be written.
     """
+    if _is_special(path):
+        raise SpecError(f"--out {path} is not a regular file")
+    path = path.resolve()
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
