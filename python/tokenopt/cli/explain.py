@@ -47,11 +47,9 @@ def command(output_format: str, debug: bool, **flags: Any) -> None:  # noqa: ARG
     if output_format == "json":
         click.echo(json.dumps(explanation.to_dict(), indent=2))
         return
-    from rich.console import Console
+    from tokenopt.report.tables import explanation_tables, layout_text, listing_console, milliseconds, usd
 
-    from tokenopt.report.tables import explanation_tables, layout_text, milliseconds, usd
-
-    console = Console(highlight=False)
+    console = listing_console()
     solution = explanation.solution
     console.print(
         f"{solution.accelerator}, {solution.engine}, {solution.weight_precision} weights, {solution.kv_precision} KV, "

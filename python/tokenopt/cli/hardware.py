@@ -18,12 +18,10 @@ from tokenopt.cli.options import debug_option
 @debug_option
 def command(key: str | None, vendor: str | None, output_format: str, debug: bool) -> None:  # noqa: ARG001
     """List accelerators, or show KEY with the source of every figure and the engines that run on it."""
-    from rich.console import Console
-
     from tokenopt.catalog.engines import engines_for
     from tokenopt.plugins import default_registry
     from tokenopt.problem import SearchRequest, select_accelerators
-    from tokenopt.report.tables import plain_table, print_mapping
+    from tokenopt.report.tables import MEDIUM, Column, listing_console, plain_table, print_mapping
     from tokenopt.units import bytes_to_gib
 
     registry = default_registry()
@@ -32,7 +30,7 @@ def command(key: str | None, vendor: str | None, output_format: str, debug: bool
     if output_format == "json":
         click.echo(json.dumps({"schema": 1, "accelerators": [asdict(chip) for chip in chips]}, indent=2))
         return
-    console = Console(highlight=False)
+    console = listing_console()
     if key and len(chips) == 1:
         chip = chips[0]
         facts = {name: value for name, value in asdict(chip).items() if name != "sources"}
@@ -52,9 +50,9 @@ def command(key: str | None, vendor: str | None, output_format: str, debug: bool
             },
         )
         return
-    columns = [("key", "left"), ("vendor", "left"), ("year", "right"), ("GiB", "right"), ("TB/s", "right"),
-               ("bf16", "right"), ("fp8", "right"), ("fp4", "right"), ("GB/s link", "right"), ("domain", "right"),
-               ("fabric", "left"), ("status", "left")]  # fmt: skip
+    columns: list[Column] = [("key", "left"), ("vendor", "left"), ("year", "right", MEDIUM), ("GiB", "right"), ("TB/s", "right"),
+               ("bf16", "right"), ("fp8", "right"), ("fp4", "right"), ("GB/s link", "right", MEDIUM), ("domain", "right", MEDIUM),
+               ("fabric", "left", MEDIUM), ("status", "left")]  # fmt: skip
 
     def peak(value: float | None) -> str:
         return f"{value / 1e12:,.0f}" if value else ""
@@ -77,6 +75,7 @@ def command(key: str | None, vendor: str | None, output_format: str, debug: bool
                 ]
                 for chip in chips
             ],
+            console.width,
         )
     )
     console.print(

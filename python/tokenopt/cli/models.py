@@ -16,11 +16,9 @@ from tokenopt.cli.options import debug_option
 @debug_option
 def command(name: str | None, output_format: str, debug: bool) -> None:  # noqa: ARG001
     """List models, or show NAME: a catalogue key, a Hugging Face id, or the path of a config.json."""
-    from rich.console import Console
-
     from tokenopt.catalog.models import bundled_model_keys, count_parameters, load_bundled_model, resolve_model
     from tokenopt.plugins import default_registry
-    from tokenopt.report.tables import plain_table, print_mapping
+    from tokenopt.report.tables import MEDIUM, listing_console, plain_table, print_mapping
 
     extra = default_registry().models
     models = [resolve_model(name, extra)] if name else [*map(load_bundled_model, bundled_model_keys()), *extra.values()]
@@ -40,7 +38,7 @@ def command(name: str | None, output_format: str, debug: bool) -> None:  # noqa:
         ]
         click.echo(json.dumps({"schema": 1, "models": entries}, indent=2))
         return
-    console = Console(highlight=False)
+    console = listing_console()
     if name:
         model, counts = counted[0]
         facts = {
@@ -64,7 +62,7 @@ def command(name: str | None, output_format: str, debug: bool) -> None:  # noqa:
         plain_table(
             [
                 ("key", "left"),
-                ("hugging face", "left"),
+                ("hugging face", "left", MEDIUM),
                 ("B", "right"),
                 ("B active", "right"),
                 ("weights GB", "right"),
@@ -81,6 +79,7 @@ def command(name: str | None, output_format: str, debug: bool) -> None:  # noqa:
                 ]
                 for model, counts in counted
             ],
+            console.width,
         )
     )
     console.print(f"{len(counted)} models")

@@ -24,20 +24,18 @@ def command(ctx: click.Context, debug: bool) -> None:  # noqa: ARG001
               help="Form of the answer.")  # fmt: skip
 def list_plugins(output_format: str = "table") -> None:
     """List plugins."""
-    from rich.console import Console
-
     from tokenopt.plugins import load_plugins
-    from tokenopt.report.tables import plain_table
+    from tokenopt.report.tables import MEDIUM, Column, listing_console, plain_table
 
     registry = load_plugins()
     registry.collect_all()
     if output_format == "json":
         click.echo(json.dumps({"schema": 1, "plugins": [asdict(status) for status in registry.plugins]}, indent=2))
         return
-    console = Console(highlight=False)
-    columns = [
+    console = listing_console()
+    columns: list[Column] = [
         ("plugin", "left"),
-        ("package", "left"),
+        ("package", "left", MEDIUM),
         ("version", "left"),
         ("contributes", "left"),
         ("status", "left"),
@@ -55,6 +53,7 @@ def list_plugins(output_format: str = "table") -> None:
                 ]
                 for status in registry.plugins
             ],
+            console.width,
         )
     )
     for problem in registry.problems:
@@ -65,15 +64,13 @@ def list_plugins(output_format: str = "table") -> None:
 @click.argument("name")
 def show_plugin(name: str) -> None:
     """Show one plugin and what it contributes."""
-    from rich.console import Console
-
     from tokenopt.errors import SpecError
     from tokenopt.plugins import load_plugins
-    from tokenopt.report.tables import print_mapping
+    from tokenopt.report.tables import listing_console, print_mapping
 
     registry = load_plugins()
     registry.collect_all()
     known = {status.name: status for status in registry.plugins}
     if name not in known:
         raise SpecError(f"plugin {name!r} is not installed", [f"installed: {', '.join(sorted(known))}"])
-    print_mapping(Console(highlight=False), name, asdict(known[name]))
+    print_mapping(listing_console(), name, asdict(known[name]))

@@ -30,11 +30,9 @@ def command(
 
     ACCELERATOR is a key or a glob.
     """
-    from rich.console import Console
-
     from tokenopt.errors import MissingDataError
     from tokenopt.plugins import default_registry
-    from tokenopt.report.tables import offer_rows, plain_table
+    from tokenopt.report.tables import MEDIUM, WIDE, Column, listing_console, offer_rows, plain_table
 
     offers = sorted(
         (
@@ -54,9 +52,10 @@ def command(
     if output_format == "json":
         click.echo(json.dumps({"schema": 1, "offers": [asdict(offer) for offer in offers]}, indent=2))
         return
-    console = Console(highlight=False)
-    columns = [("accelerator", "left"), ("provider", "left"), ("instance", "left"), ("region", "left"), ("term", "left"),
-               ("$/chip-hr", "right"), ("chips", "right"), ("as of", "left"), ("age", "left"), ("", "left")]  # fmt: skip
-    console.print(plain_table(columns, offer_rows(offers, date.today())))
+    console = listing_console()
+    columns: list[Column] = [("accelerator", "left"), ("provider", "left"), ("instance", "left", WIDE),
+               ("region", "left", MEDIUM), ("term", "left"), ("$/chip-hr", "right"), ("chips", "right", 90), ("as of", "left"),
+               ("age", "left", MEDIUM), ("mark", "left")]  # fmt: skip
+    console.print(plain_table(columns, offer_rows(offers, date.today()), console.width))
     suspects = sum(bool(offer.suspect) for offer in offers)
     console.print(f"{len(offers)} offers, {suspects} suspect (shown, never ranked)")

@@ -90,24 +90,12 @@ def _write(result: Any, output_format: str, out: Path | None) -> None:
 
 
 def _table_text(result: Any, out: Path | None) -> str:
-    import io
-
     from rich.console import Console
 
-    from tokenopt.report.tables import search_notes, search_summary, search_tables
+    from tokenopt.report.tables import search_text
 
     terminal = Console()
-    is_terminal = terminal.is_terminal and out is None
-    text = io.StringIO()
-    console = Console(file=text, width=terminal.width, force_terminal=is_terminal, highlight=False)
-    for table in search_tables(result, terminal.width):
-        console.print(table)
-    for line in search_summary(result):
-        console.print(line, style="bold" if is_terminal else None)
-    console.print()
-    for line in search_notes(result):
-        console.print(line, style="dim" if is_terminal else None, soft_wrap=not is_terminal)
-    return text.getvalue()
+    return search_text(result, terminal.width, is_terminal=terminal.is_terminal and out is None)
 
 
 @contextlib.contextmanager

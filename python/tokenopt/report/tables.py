@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 MEDIUM = 110
 WIDE = 160
 """Terminal widths from which more columns, and all of them, are shown."""
+STALE_AFTER_DAYS = 90
+"""Age from which a price is marked: a quarter of a year moves rental prices by more than most layouts differ."""
+_PIPE_WIDTH = 1000
+"""Width of a listing that no terminal limits: nothing is cut for the program that reads it."""
 
 
 def usd(value: float | None) -> str:
@@ -53,11 +57,25 @@ def layout_text(solution: Solution) -> str:
 
 def age_text(as_of: str, today: date) -> str:
     """How old a price is."""
-    try:
-        days = (today - date.fromisoformat(as_of)).days
-    except ValueError:
-        return f"{as_of}, age unknown"
+    days = _age_days(as_of, today)
+    if days is None:
+        return "age unknown"
     return "today" if days == 0 else f"{days} days ago"
+
+
+def price_mark(as_of: str, today: date) -> str:
+    """What to distrust about the age of a price; empty = nothing."""
+    days = _age_days(as_of, today)
+    if days is None:
+        return "undated"
+    return "stale" if days > STALE_AFTER_DAYS else ""
+
+
+def _age_days(as_of: str, today: date) -> int | None:
+    try:
+        return (today - date.fromisoformat(as_of)).days
+    except ValueError:
+        return None
 
 
 _WHY = {
@@ -72,6 +90,9 @@ _WHY = {
     "max_batch": "batch limit",
 }
 
+Column = tuple[str, str] | tuple[str, str, int]
+"""A column of a listing: name, justification and, where given, the terminal width from which it is shown."""
+
 _Cell = Callable[["Solution"], str]
 
 _Columns = tuple[tuple[str, int, str, _Cell], ...]
@@ -84,9 +105,6 @@ _COST: _Columns = (
     ("$/request", 0, "right", lambda s: usd(s.usd_per_request)),
     ("$/hour", 0, "right", lambda s: usd(s.usd_per_hr)),
     ("kWh/1M", 0, "right", lambda s: f"{s.kwh_per_m_tokens:.4f}"),
-    ("$/chip-hr", MEDIUM, "right", lambda s: usd(s.offer.usd_per_chip_hr)),
-    ("seller", WIDE, "left", lambda s: f"{s.offer.provider} {s.offer.term}"),
-    ("seen", WIDE, "left", lambda s: age_text(s.offer.as_of, date.today())),
     ("binds", 0, "left", lambda s: _WHY[s.why]),
 )
 _FLEET: _Columns = (
@@ -101,16 +119,44 @@ _FLEET: _Columns = (
     ("engine", MEDIUM, "left", lambda s: s.engine),
     ("formats", MEDIUM, "left", lambda s: f"{s.weight_precision}/{s.kv_precision}"),
 )
-"""Columns of the two search tables: title, terminal width from which it is shown, alignment, content."""
+"""Columns of the search tables: title, terminal width from which it is shown, alignment, content."""
 
 
-def search_tables(result: SearchResult, width: int) -> list[Table]:
-    """What the cheapest configuration of each accelerator costs, and the fleet behind it."""
+def _price_columns(today: date) -> _Columns:
+    return (
+        ("accelerator", 0, "left", lambda s: s.accelerator),
+        ("$/chip-hr", 0, "right", lambda s: usd(s.offer.usd_per_chip_hr)),
+        ("provider", 0, "left", lambda s: s.offer.provider),
+        ("sold as", WIDE, "left", lambda s: s.offer.instance_type),
+        ("term", 0, "left", lambda s: s.offer.term),
+        ("region", MEDIUM, "left", lambda s: s.offer.region),
+        ("as of", 0, "left", lambda s: s.offer.as_of),
+        ("age", MEDIUM, "left", lambda s: age_text(s.offer.as_of, today)),
+        ("mark", 0, "left", lambda s: price_mark(s.offer.as_of, today)),
+    )
+
+
+def search_tables(result: SearchResult, width: int, today: date | None = None) -> list[Table]:
+    """What the cheapest configuration of each accelerator costs, the fleet behind it and the price it rests on.
+
+    Args:
+        result: The answer.
+        width: Columns of the terminal.
+        today: Day that ages of prices are counted from; by default the present one.
+
+    Returns:
+        Three tables with the accelerators in the same order.
+    """
     from rich import box
     from rich.table import Table
 
     tables = []
-    for title, columns in (("Cost, USD", _COST), ("Fleet, times in ms", _FLEET)):
+    parts = (
+        ("Cost, USD", _COST),
+        ("Fleet, times in ms", _FLEET),
+        ("Prices, USD", _price_columns(today or date.today())),
+    )
+    for title, columns in parts:
         table = Table(
             title=title,
             title_justify="left",
@@ -132,6 +178,7 @@ def search_summary(result: SearchResult) -> list[str]:
     """The answer in two lines."""
     best = result.best[0]
     offer = best.offer
+    seller = " ".join(filter(None, (offer.provider, offer.instance_type)))
     return [
         f"Cheapest: {best.accelerator} ({best.engine}, {best.weight_precision} weights, {best.kv_precision} KV), "
         f"{layout_text(best)}, batch {count(best.running_batch)}: {usd(best.usd_per_m_tokens)} per 1M tokens "
@@ -139,13 +186,13 @@ def search_summary(result: SearchResult) -> list[str]:
         f"{usd(best.interval.p90)}, {best.basis}.",
         f"Fleet: {count(best.chips)} chips in {count(best.instances)} instances, {count(best.replicas)} replicas, "
         f"{count(best.output_tps)} tokens/s at {best.tps_per_user:,.1f} tokens/s/user, {usd(best.usd_per_hr)} per hour "
-        f"at {offer.provider} ({offer.term}, {usd(offer.usd_per_chip_hr)} per chip-hour, as of {offer.as_of}). "
+        f"at {seller} ({offer.term}, {usd(offer.usd_per_chip_hr)} per chip-hour, as of {offer.as_of}). "
         f"Bound by {_WHY[best.why]}.",
     ]
 
 
-def search_notes(result: SearchResult) -> list[str]:
-    """What the reader must know beside the table."""
+def search_notes(result: SearchResult, today: date | None = None) -> list[str]:
+    """What the reader must know beside the tables; `today` as for :func:`search_tables`."""
     problem = result.problem
     workload = problem["workload"]
     lines = [
@@ -153,6 +200,18 @@ def search_notes(result: SearchResult) -> list[str]:
         f"prices ranked: {', '.join(result.ranked_terms)}",
         "assumed: " + "; ".join(f"{item.name} = {item.value} ({item.why})" for item in result.assumptions),
     ]
+    marks = [price_mark(solution.offer.as_of, today or date.today()) for solution in result.by_accelerator]
+    old = [
+        f"{marks.count(mark)} {meaning}"
+        for mark, meaning in (("stale", f"older than {STALE_AFTER_DAYS} days"), ("undated", "without a full date"))
+        if mark in marks
+    ]
+    if old:
+        lines.append(f"of {len(marks)} prices shown, {' and '.join(old)}: --prices-max-age DAYS leaves such out")
+    if problem["doubtful_prices"]:
+        lines.append(
+            f"{problem['doubtful_prices']} suspect prices fit and are not ranked: `tokenopt prices` shows them"
+        )
     if result.without_price:
         lines.append(f"no such price, left out: {', '.join(result.without_price)}")
     if result.cannot_run:
@@ -169,6 +228,36 @@ def search_notes(result: SearchResult) -> list[str]:
         f"{result.feasible:,} feasible, {result.elapsed_s:.3f} s"
     )
     return lines
+
+
+def search_text(result: SearchResult, width: int, *, is_terminal: bool = False, today: date | None = None) -> str:
+    """The whole answer as text: tables, the best in two lines, notes.
+
+    Args:
+        result: The answer.
+        width: Columns of the terminal.
+        is_terminal: Whether to emphasise and to wrap the notes.
+        today: Day that ages of prices are counted from; by default the present one.
+
+    Returns:
+        Text that ends in a line break.
+    """
+    import io
+
+    from rich.console import Console
+
+    text = io.StringIO()
+    console = Console(
+        file=text, width=width, force_terminal=is_terminal, no_color=None if is_terminal else True, highlight=False
+    )
+    for table in search_tables(result, width, today):
+        console.print(table)
+    for line in search_summary(result):
+        console.print(line, style="bold" if is_terminal else None, markup=False)
+    console.print()
+    for line in search_notes(result, today):
+        console.print(line, style="dim" if is_terminal else None, soft_wrap=not is_terminal, markup=False)
+    return text.getvalue()
 
 
 def explanation_tables(explanation: Explanation) -> list[Table]:
@@ -214,36 +303,62 @@ def explanation_tables(explanation: Explanation) -> list[Table]:
     table.add_row("plannable", f"{memory['plannable_bytes'] / 1e9:.2f}")
     table.add_row("requests that fit a rank", count(explanation.capacity_requests))
     tables.append(table)
-    table = new("Parameters used", "parameter", "value", "unit", "bounds")
+    table = Table(title="Parameters used", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for name, justify in (("parameter", "left"), ("value", "right"), ("unit", "left"), ("from", "left")):
+        table.add_column(name, justify=justify, no_wrap=name != "from")  # type: ignore[arg-type]
     for parameter in explanation.parameters:
-        table.add_row(
-            parameter["name"], f"{parameter['value']:.4g}", parameter["unit"],
-            f"{parameter['low']:g} to {parameter['high']:g}",
-        )  # fmt: skip
+        table.add_row(parameter["name"], f"{parameter['value']:.4g}", parameter["unit"], parameter["origin"])
     tables.append(table)
     return tables
 
 
-def plain_table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> Table:
-    """A table of texts; `columns` are pairs of name and justification."""
+def listing_console() -> Console:
+    """A console for listings: as wide as the terminal, and without a limit where the output goes to a program."""
+    import os
+
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPE_WIDTH
+    return console
+
+
+def plain_table(
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[str]],
+    width: int = _PIPE_WIDTH,
+) -> Table:
+    """A table of texts.
+
+    Args:
+        columns: The columns.
+        rows: One text a column, hidden columns included.
+        width: Columns of the terminal.
+
+    Returns:
+        The table; its first column is never cut.
+    """
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, justify in columns:
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    shown = [index for index, column in enumerate(columns) if len(column) < 3 or width >= column[2]]
+    for place, index in enumerate(shown):
+        name, justify = columns[index][:2]
+        table.add_column(name, justify=justify, no_wrap=place == 0)  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[index] for index in shown))
     return table
 
 
 def offer_rows(offers: Iterable[Offer], today: date) -> list[list[str]]:
-    """One row an offer, doubtful ones marked."""
+    """One row an offer, doubtful, old and undated ones marked."""
     return [
         [
             offer.accelerator, offer.provider, offer.instance_type, offer.region, offer.term,
             usd(offer.usd_per_chip_hr), count(offer.chips_per_instance), offer.as_of, age_text(offer.as_of, today),
-            "suspect" if offer.suspect else "",
+            "suspect" if offer.suspect else price_mark(offer.as_of, today),
         ]
         for offer in offers
     ]  # fmt: skip
