@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from tokenopt.records import Accelerator, Deployer, Engine, Measurement, Model, Offer
+from tokenopt.records import Accelerator, Deployer, Engine, Measurement, Model, Offer, PriceSource
 
 PROJECT = "tokenopt"
 HOOK_API_VERSION = 1
@@ -65,6 +65,19 @@ class TokenoptSpecs:
 
         Returns:
             Offers; `usd_per_chip_hr` excludes tax.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def tokenopt_price_sources(self) -> Iterable[PriceSource]:
+        """Live price sources and price file formats this plugin can read.
+
+        The one hook whose records carry callables: fetching and parsing differ by source and cannot be said in data.
+        They run only when the user types `tokenopt prices update` or `tokenopt prices import`; what they yield goes to
+        the store as plain offers, and searches read those.
+
+        Returns:
+            Sources; names must not clash with another plugin's.
         """
         raise NotImplementedError
 

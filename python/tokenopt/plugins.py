@@ -21,7 +21,7 @@ import pluggy
 
 from tokenopt.errors import PluginError
 from tokenopt.hookspecs import HOOK_API_VERSION, PROJECT, TokenoptSpecs
-from tokenopt.records import Accelerator, Engine, Measurement, Model, Offer
+from tokenopt.records import Accelerator, Engine, Measurement, Model, Offer, PriceSource
 
 ENTRY_POINT_GROUP = "tokenopt"
 LOAD_VARIABLE = "TOKENOPT_LOAD_PLUGINS"
@@ -93,6 +93,11 @@ class PluginRegistry:
     def offers(self) -> list[Offer]:
         """Offers of every price source."""
         return self._collect(_OFFERS)
+
+    @property
+    def price_sources(self) -> dict[str, PriceSource]:
+        """Live price sources and price file formats by name, for `tokenopt prices update` and `import`."""
+        return {source.name: source for source in self._collect(_PRICE_SOURCES)}
 
     @property
     def models(self) -> dict[str, Model]:
@@ -330,6 +335,14 @@ def _engine_refusal(record: Engine) -> str:
     return f"{record.name}: parameter {bad[0]} is not finite" if bad else ""
 
 
+def _price_source_refusal(record: PriceSource) -> str:
+    if not record.name or record.name != record.name.lower().strip():
+        return f"price source name {record.name!r} must be lower case without spaces around it"
+    if not callable(record.parse) or not callable(record.recognises):
+        return f"{record.name}: parse and recognises must be callable"
+    return ""
+
+
 def _no_refusal(record: object) -> str:  # noqa: ARG001
     return ""
 
@@ -342,6 +355,7 @@ _ENGINES = _Kind(
     _engine_refusal,
 )
 _OFFERS = _Kind("tokenopt_prices", Offer, None, offer_refusal)
+_PRICE_SOURCES = _Kind("tokenopt_price_sources", PriceSource, lambda record: record.name, _price_source_refusal)
 _MODELS = _Kind("tokenopt_models", Model, lambda record: record.key, _no_refusal)
 _MEASUREMENTS = _Kind("tokenopt_measurements", Measurement, lambda record: record.id, _no_refusal)
-_KINDS: tuple[_Kind[Any], ...] = (_ACCELERATORS, _ENGINES, _OFFERS, _MODELS, _MEASUREMENTS)
+_KINDS: tuple[_Kind[Any], ...] = (_ACCELERATORS, _ENGINES, _OFFERS, _PRICE_SOURCES, _MODELS, _MEASUREMENTS)

@@ -6,10 +6,11 @@ the search would call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
-from typing import Any, Literal
+from datetime import date, datetime
+from typing import Any, Literal, Protocol
 
 Confidence = Literal["vendor-datasheet", "measured", "third-party", "derived", "recalled", "assumed"]
 Topology = Literal["switched", "mesh", "torus", "ring", "pcie", "single"]
@@ -153,6 +154,10 @@ class Offer:
         minimum_instances: Least number of instances sold.
         fabric_chips: Chips under this offer that share the fast fabric; None = those of one instance. A per-chip price
             list of a provider that sells whole nodes sets it to the node.
+        upfront_usd_per_chip: What of the price is paid before the first hour, USD per chip; it is already spread over
+            the term inside `usd_per_chip_hr`.
+        egress_usd_per_gb: Price of traffic out of the region, USD per 10^9 bytes, None where the source gives none.
+        storage_usd_per_gb_month: Price of attached storage, USD per 10^9 bytes and month, None where not given.
     """
 
     accelerator: str
@@ -167,6 +172,9 @@ class Offer:
     suspect: str = ""
     minimum_instances: int = 1
     fabric_chips: int | None = None
+    upfront_usd_per_chip: float = 0.0
+    egress_usd_per_gb: float | None = None
+    storage_usd_per_gb_month: float | None = None
 
     def age_days(self, today: date) -> int | None:
         """Days between `as_of` and `today`, None where the source gives no full date."""
@@ -192,3 +200,90 @@ class Deployer:
     name: str
     description: str
     template: str
+
+
+@dataclass(frozen=True, slots=True)
+class PricePage:
+    """One raw answer of a price source, or one file.
+
+    Attributes:
+        name: Address or file name it came from, without keys.
+        content: The bytes as they were sent, decompressed.
+        variant: What the address says and the content does not, for instance the cloud of a catalogue file.
+    """
+
+    name: str
+    content: bytes
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileShape:
+    """What the kind of a file can be told from.
+
+    Attributes:
+        kind: Syntax.
+        names: Column names of the header, or key names found near the top of the document.
+    """
+
+    kind: Literal["json", "csv"]
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedPrices:
+    """What a parser made of raw pages.
+
+    Attributes:
+        offers: Usable offers; an empty `as_of` means the day the pages were fetched.
+        skipped: Rows left out, counted by reason. A row that is not understood is never fatal.
+    """
+
+    offers: Sequence[Offer]
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+class PageFetcher(Protocol):
+    """What `tokenopt prices update` hands to a source's `fetch`: HTTP with time limits, retries and conditions."""
+
+    def get(
+        self,
+        url: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        expects: Literal["json", "csv", "zip", "text"] = "json",
+        variant: str = "",
+    ) -> PricePage:
+        """One answer of a GET request."""
+
+    def post(self, url: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None) -> PricePage:
+        """One answer of a POST request with a JSON body."""
+
+
+@dataclass(frozen=True, slots=True)
+class PriceSource:
+    """A live price source or file format. The one record that carries callables.
+
+    They are called by `tokenopt prices update` and `tokenopt prices import` alone, when the user asks for new prices; a
+    search never calls them and reads what they left in the store.
+
+    Attributes:
+        name: Name on the command line, lower case, e.g. `azure`.
+        description: One line for people.
+        parse: Raw pages and the user's exchange rates (USD per unit of a currency, by its code) to offers. Pure: no
+            network, no files, no clock.
+        recognises: Whether a file of this shape is one of this source's.
+        fetch: Raw pages from the network; None for a format that is only imported from files. The second argument is
+            when this source was last stored, None for never.
+        needs: Credentials without which `fetch` cannot work, in words; empty = none.
+        is_ready: Whether those credentials are there; a source that is not ready is left out unless it is named.
+    """
+
+    name: str
+    description: str
+    parse: Callable[[Sequence[PricePage], Mapping[str, float]], ParsedPrices]
+    recognises: Callable[[FileShape], bool]
+    fetch: Callable[[PageFetcher, datetime | None], Iterable[PricePage]] | None = None
+    needs: str = ""
+    is_ready: Callable[[], bool] | None = None

@@ -17,6 +17,7 @@ PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/tokenopt-*/pyproject
 PUBLIC_TO_PLUGINS = {
     "tokenopt", "tokenopt.hookspecs", "tokenopt.records", "tokenopt.errors", "tokenopt.units", "tokenopt.testing",
     "tokenopt.catalog.accelerators", "tokenopt.catalog.engines", "tokenopt.catalog.models",
+    "tokenopt.prices.currency", "tokenopt.prices.names", "tokenopt.prices.sources",
 }  # fmt: skip
 HEAVY = {"numpy", "scipy", "rich", "httpx", "polars", "pandas", "pyarrow"}
 PHYSICAL = re.compile(r"flops|hbm|bytes")

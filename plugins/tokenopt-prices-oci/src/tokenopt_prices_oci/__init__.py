@@ -1,0 +1,18 @@
+"""Oracle Cloud prices: the public price list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenopt.hookspecs import hookimpl
+from tokenopt.records import PriceSource
+
+TOKENOPT_HOOK_API_VERSION = 1
+
+
+@hookimpl
+def tokenopt_price_sources() -> Iterable[PriceSource]:
+    """The sources of this package; their code is imported when the hook is called."""
+    from tokenopt_prices_oci.price_list import SOURCES
+
+    return SOURCES
