@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from tokenopt.catalog.engines import Calibration, default_calibration, engines_for, resolve_parameters
+from tokenopt.catalog.engines import (
+    Calibration,
+    default_calibration,
+    engines_for,
+    parameter_refusal,
+    resolve_parameters,
+)
 from tokenopt.catalog.models import (
     native_precision,
     offered_weight_precisions,
@@ -86,6 +92,7 @@ class CompiledProblem:
         doubtful_prices: Offers that fit but are marked suspect, and so are not ranked.
         cannot_run: Accelerators on which no engine serves the model in the wanted formats.
         calibration: Parameter set of the efficiencies.
+        notes: Data that could not be used.
     """
 
     core: dict[str, Any]
@@ -99,6 +106,7 @@ class CompiledProblem:
     doubtful_prices: int
     cannot_run: list[str]
     calibration: Calibration
+    notes: list[str]
 
 
 def build_problem(
@@ -135,7 +143,8 @@ def build_problem(
     if not priced:
         raise _no_price(selection, accelerators, ranked_terms)
     calibration = default_calibration()
-    stacks, core_stacks, cannot_run = _stacks(request, registry, priced, model, calibration)
+    engines, notes = _usable_engines(registry.engines)
+    stacks, core_stacks, cannot_run = _stacks(request, engines, priced, model, calibration)
     if not core_stacks:
         raise SpecError(
             f"no engine on {some_keys(chip.key for chip in priced)} serves {model.key} "
@@ -181,6 +190,7 @@ def build_problem(
         doubtful_prices=selection.doubtful,
         cannot_run=cannot_run,
         calibration=calibration,
+        notes=notes,
     )
 
 
@@ -400,9 +410,21 @@ def _fits(value: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatch.fnmatch(value.lower(), pattern.lower()) for pattern in patterns)
 
 
+def _usable_engines(engines: Iterable[Engine]) -> tuple[list[Engine], list[str]]:
+    """Engines whose own parameters can be used, and a note for each of the others."""
+    usable, notes = [], []
+    for engine in engines:
+        reason = parameter_refusal(engine)
+        if reason:
+            notes.append(f"{reason}; skipped")
+        else:
+            usable.append(engine)
+    return usable, notes
+
+
 def _stacks(
     request: SearchRequest,
-    registry: PluginRegistry,
+    engines: Sequence[Engine],
     accelerators: Sequence[Accelerator],
     model: Model,
     calibration: Calibration,
@@ -411,7 +433,7 @@ def _stacks(
     stacks: list[dict[str, Any]] = []
     cannot_run: list[str] = []
     wanted = [request.precision] if request.precision else offered_weight_precisions(model.architecture)
-    known_engines = sorted({engine.name for engine in registry.engines})
+    known_engines = sorted({engine.name for engine in engines})
     if request.engine and request.engine.partition("@")[0] not in known_engines:
         raise SpecError(
             f"engine {request.engine!r} is not known",
@@ -419,7 +441,7 @@ def _stacks(
         )
     for index, chip in enumerate(accelerators):
         before = len(stacks)
-        for engine in engines_for(chip, registry.engines, request.engine):
+        for engine in engines_for(chip, engines, request.engine):
             for precision in wanted:
                 formats = weight_formats(model.architecture, precision)
                 label = precision_label(model.architecture, precision)

@@ -174,7 +174,10 @@ def _number(name: str, value: object) -> float:
     # A bool counts as a number in Python, and never by intention in a request.
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise SpecError(f"{name} is {value!r}, expected a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise SpecError(f"{name} is beyond every number that is accepted") from None
 
 
 def _whole(name: str, value: object) -> int:

@@ -231,7 +231,7 @@ def run(problem: CompiledProblem, registry: PluginRegistry) -> SearchResult:
         ranked_terms=problem.ranked_terms,
         without_price=problem.without_price,
         cannot_run=problem.cannot_run,
-        notes=list(registry.problems),
+        notes=[*registry.problems, *problem.notes],
     )
 
 

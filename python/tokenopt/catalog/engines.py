@@ -7,10 +7,11 @@ measured inherits the level above unchanged.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -92,7 +93,7 @@ def _engine(entry: Mapping[str, Any]) -> Engine:
     )
 
 
-def engines_for(accelerator: Accelerator, engines: list[Engine], wanted: str | None = None) -> list[Engine]:
+def engines_for(accelerator: Accelerator, engines: Sequence[Engine], wanted: str | None = None) -> list[Engine]:
     """The serving engines that run on an accelerator, the newest calibration of each.
 
     Args:
@@ -156,10 +157,14 @@ def load_calibration(path: Path) -> Calibration:
         header = data["calibration"]
         base = {**parameter_priors(), **{name: float(value) for name, value in data["global"].items()}}
         deviations = {
-            level: {name: dict(values) for name, values in data.get(level, {}).items()}
+            level: {
+                name: {parameter: float(factor) for parameter, factor in values.items()}
+                for name, values in data.get(level, {}).items()
+            }
             for level in ("engine", "family", "format", "stack")
         }
-        unknown = sorted(set(base) - set(parameter_priors()))
+        used = {name for level in deviations.values() for factors in level.values() for name in factors}
+        unknown = sorted((set(base) | used) - set(parameter_priors()))
         if unknown:
             raise SpecError(f"{path.name}: unknown parameter {unknown[0]}")
         return Calibration(
@@ -220,6 +225,20 @@ def resolve_parameters(
     values.update(overrides or {})
     bounds = parameter_bounds()
     return {name: min(max(value, bounds[name][0]), bounds[name][1]) for name, value in values.items()}
+
+
+def parameter_refusal(engine: Engine) -> str:
+    """Why the parameters of an engine's plugin cannot be used; empty = they can."""
+    known = parameter_priors()
+    for name, value in engine.parameters.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            return f"engine {engine.name}@{engine.as_of} of {engine.vendor}: unknown parameter {name!r}" + (
+                f", did you mean {near[0]}?" if near else ""
+            )
+        if not math.isfinite(value):
+            return f"engine {engine.name}@{engine.as_of} of {engine.vendor}: parameter {name} is {value}"
+    return ""
 
 
 def parameter_origins(

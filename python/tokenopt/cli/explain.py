@@ -58,7 +58,7 @@ def command(output_format: str, debug: bool, **flags: Any) -> None:  # noqa: ARG
         f"{solution.output_tps_per_chip:,.0f} output tokens/s per chip, {usd(solution.usd_per_m_tokens)} per 1M tokens; "
         f"bound by {solution.why.replace('_', ' ')}"
     )
-    for table in explanation_tables(explanation):
+    for table in explanation_tables(explanation, console.width):
         console.print(table)
     calibration = explanation.calibration
     console.print(

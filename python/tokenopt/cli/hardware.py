@@ -21,7 +21,7 @@ def command(key: str | None, vendor: str | None, output_format: str, debug: bool
     from tokenopt.catalog.engines import engines_for
     from tokenopt.plugins import default_registry
     from tokenopt.problem import SearchRequest, select_accelerators
-    from tokenopt.report.tables import MEDIUM, Column, listing_console, plain_table, print_mapping
+    from tokenopt.report.tables import Column, listing_console, plain_table, print_mapping
     from tokenopt.units import bytes_to_gib
 
     registry = default_registry()
@@ -50,9 +50,9 @@ def command(key: str | None, vendor: str | None, output_format: str, debug: bool
             },
         )
         return
-    columns: list[Column] = [("key", "left"), ("vendor", "left"), ("year", "right", MEDIUM), ("GiB", "right"), ("TB/s", "right"),
-               ("bf16", "right"), ("fp8", "right"), ("fp4", "right"), ("GB/s link", "right", MEDIUM), ("domain", "right", MEDIUM),
-               ("fabric", "left", MEDIUM), ("status", "left")]  # fmt: skip
+    columns: list[Column] = [("key", "left"), ("vendor", "left"), ("year", "right", 5), ("GiB", "right"), ("TB/s", "right"),
+               ("bf16", "right"), ("fp8", "right"), ("fp4", "right"), ("GB/s link", "right", 2), ("domain", "right", 3),
+               ("fabric", "left", 4), ("status", "left", 1)]  # fmt: skip
 
     def peak(value: float | None) -> str:
         return f"{value / 1e12:,.0f}" if value else ""

@@ -18,7 +18,7 @@ def command(name: str | None, output_format: str, debug: bool) -> None:  # noqa:
     """List models, or show NAME: a catalogue key, a Hugging Face id, or the path of a config.json."""
     from tokenopt.catalog.models import bundled_model_keys, count_parameters, load_bundled_model, resolve_model
     from tokenopt.plugins import default_registry
-    from tokenopt.report.tables import MEDIUM, listing_console, plain_table, print_mapping
+    from tokenopt.report.tables import listing_console, plain_table, print_mapping
 
     extra = default_registry().models
     models = [resolve_model(name, extra)] if name else [*map(load_bundled_model, bundled_model_keys()), *extra.values()]
@@ -62,11 +62,11 @@ def command(name: str | None, output_format: str, debug: bool) -> None:  # noqa:
         plain_table(
             [
                 ("key", "left"),
-                ("hugging face", "left", MEDIUM),
+                ("hugging face", "left", 1),
                 ("B", "right"),
                 ("B active", "right"),
-                ("weights GB", "right"),
-                ("context", "right"),
+                ("weights GB", "right", 2),
+                ("context", "right", 3),
             ],
             [
                 [

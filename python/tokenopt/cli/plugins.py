@@ -25,7 +25,7 @@ def command(ctx: click.Context, debug: bool) -> None:  # noqa: ARG001
 def list_plugins(output_format: str = "table") -> None:
     """List plugins."""
     from tokenopt.plugins import load_plugins
-    from tokenopt.report.tables import MEDIUM, Column, listing_console, plain_table
+    from tokenopt.report.tables import Column, listing_console, plain_table
 
     registry = load_plugins()
     registry.collect_all()
@@ -35,7 +35,7 @@ def list_plugins(output_format: str = "table") -> None:
     console = listing_console()
     columns: list[Column] = [
         ("plugin", "left"),
-        ("package", "left", MEDIUM),
+        ("package", "left", 1),
         ("version", "left"),
         ("contributes", "left"),
         ("status", "left"),

@@ -32,7 +32,7 @@ def command(
     """
     from tokenopt.errors import MissingDataError
     from tokenopt.plugins import default_registry
-    from tokenopt.report.tables import MEDIUM, WIDE, Column, listing_console, offer_rows, plain_table
+    from tokenopt.report.tables import Column, listing_console, offer_rows, plain_table
 
     offers = sorted(
         (
@@ -53,9 +53,9 @@ def command(
         click.echo(json.dumps({"schema": 1, "offers": [asdict(offer) for offer in offers]}, indent=2))
         return
     console = listing_console()
-    columns: list[Column] = [("accelerator", "left"), ("provider", "left"), ("instance", "left", WIDE),
-               ("region", "left", MEDIUM), ("term", "left"), ("$/chip-hr", "right"), ("chips", "right", 90), ("as of", "left"),
-               ("age", "left", MEDIUM), ("mark", "left")]  # fmt: skip
+    columns: list[Column] = [("accelerator", "left"), ("provider", "left"), ("instance", "left", 3),
+               ("region", "left", 2), ("term", "left"), ("$/chip-hr", "right"), ("chips", "right", 1), ("as of", "left"),
+               ("age", "left", 4), ("mark", "left")]  # fmt: skip
     console.print(plain_table(columns, offer_rows(offers, date.today()), console.width))
     suspects = sum(bool(offer.suspect) for offer in offers)
     console.print(f"{len(offers)} offers, {suspects} suspect (shown, never ranked)")

@@ -60,8 +60,9 @@ def command(output_format: str, out: Path | None, strict: bool, debug: bool, **f
     flags["price"] = parse_quotes(flags["price"])
     registry = load_plugins(strict=strict)
     problem = compile_request(SearchRequest(**flags), registry)
-    if strict and registry.problems:
-        raise PluginError(registry.problems[0])
+    problems = [*registry.problems, *problem.notes]
+    if strict and problems:
+        raise PluginError(problems[0])
     with _progress("searching"):
         result = run(problem, registry)
     for note in result.notes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenopt.records import Offer
+from tokenopt.units import GB, MS_PER_S
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from tokenopt.breakdown import Explanation
     from tokenopt.serve import SearchResult, Solution
 
-MEDIUM = 110
-WIDE = 160
-"""Terminal widths from which more columns, and all of them, are shown."""
 STALE_AFTER_DAYS = 90
 """Age from which a price is marked: a quarter of a year moves rental prices by more than most layouts differ."""
 _PIPE_WIDTH = 1000
@@ -82,16 +80,17 @@ _WHY = {
     "bandwidth": "bandwidth",
     "compute": "compute",
     "network": "network",
-    "latency": "launch latency",
-    "memory": "memory size",
+    "latency": "latency",
+    "memory": "memory",
     "slo_tpot": "TPOT limit",
     "slo_ttft": "TTFT limit",
-    "slo_e2e": "request limit",
+    "slo_e2e": "e2e limit",
     "max_batch": "batch limit",
 }
 
+_Justify = Literal["left", "right"]
 Column = tuple[str, str] | tuple[str, str, int]
-"""A column of a listing: name, justification and, where given, the terminal width from which it is shown."""
+"""A column of a listing: name, justification, and how readily it is left out on a narrow terminal (0 = never)."""
 
 _Cell = Callable[["Solution"], str]
 
@@ -101,25 +100,26 @@ _COST: _Columns = (
     ("accelerator", 0, "left", lambda s: s.accelerator),
     ("$/1M out", 0, "right", lambda s: usd(s.usd_per_m_output_tokens)),
     ("$/1M tok", 0, "right", lambda s: usd(s.usd_per_m_tokens)),
-    ("P10-P90", MEDIUM, "right", lambda s: f"{usd(s.interval.p10)}-{usd(s.interval.p90)}"),
-    ("$/request", 0, "right", lambda s: usd(s.usd_per_request)),
+    ("P10-P90", 9, "right", lambda s: f"{usd(s.interval.p10)}-{usd(s.interval.p90)}"),
+    ("$/request", 1, "right", lambda s: usd(s.usd_per_request)),
     ("$/hour", 0, "right", lambda s: usd(s.usd_per_hr)),
-    ("kWh/1M", 0, "right", lambda s: f"{s.kwh_per_m_tokens:.4f}"),
+    ("kWh/1M", 2, "right", lambda s: f"{s.kwh_per_m_tokens:.4f}"),
     ("binds", 0, "left", lambda s: _WHY[s.why]),
 )
 _FLEET: _Columns = (
     ("accelerator", 0, "left", lambda s: s.accelerator),
     ("chips", 0, "right", lambda s: count(s.chips)),
     ("replicas", 0, "right", lambda s: count(s.replicas)),
-    ("instances", 0, "right", lambda s: count(s.instances)),
+    ("instances", 1, "right", lambda s: count(s.instances)),
     ("TTFT", 0, "right", lambda s: milliseconds(s.ttft_ms)),
     ("TPOT", 0, "right", lambda s: milliseconds(s.tpot_ms)),
-    ("batch", 0, "right", lambda s: count(s.running_batch)),
+    ("batch", 2, "right", lambda s: count(s.running_batch)),
     ("layout", 0, "left", layout_text),
-    ("engine", MEDIUM, "left", lambda s: s.engine),
-    ("formats", MEDIUM, "left", lambda s: f"{s.weight_precision}/{s.kv_precision}"),
+    ("engine", 8, "left", lambda s: s.engine),
+    ("formats", 9, "left", lambda s: f"{s.weight_precision}/{s.kv_precision}"),
 )
-"""Columns of the search tables: title, terminal width from which it is shown, alignment, content."""
+"""Columns of the search tables: title, how readily it is left out on a narrow terminal (0 = never), alignment,
+content."""
 
 
 def _price_columns(today: date) -> _Columns:
@@ -127,12 +127,12 @@ def _price_columns(today: date) -> _Columns:
         ("accelerator", 0, "left", lambda s: s.accelerator),
         ("$/chip-hr", 0, "right", lambda s: usd(s.offer.usd_per_chip_hr)),
         ("provider", 0, "left", lambda s: s.offer.provider),
-        ("sold as", WIDE, "left", lambda s: s.offer.instance_type),
+        ("sold as", 9, "left", lambda s: s.offer.instance_type),
         ("term", 0, "left", lambda s: s.offer.term),
-        ("region", MEDIUM, "left", lambda s: s.offer.region),
+        ("region", 7, "left", lambda s: s.offer.region),
         ("as of", 0, "left", lambda s: s.offer.as_of),
-        ("age", MEDIUM, "left", lambda s: age_text(s.offer.as_of, today)),
-        ("mark", 0, "left", lambda s: price_mark(s.offer.as_of, today)),
+        ("age", 8, "left", lambda s: age_text(s.offer.as_of, today)),
+        ("mark", 1, "left", lambda s: price_mark(s.offer.as_of, today)),
     )
 
 
@@ -147,30 +147,17 @@ def search_tables(result: SearchResult, width: int, today: date | None = None) -
     Returns:
         Three tables with the accelerators in the same order.
     """
-    from rich import box
-    from rich.table import Table
-
-    tables = []
     parts = (
         ("Cost, USD", _COST),
         ("Fleet, times in ms", _FLEET),
         ("Prices, USD", _price_columns(today or date.today())),
     )
+    tables = []
     for title, columns in parts:
-        table = Table(
-            title=title,
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 1),
-            collapse_padding=True,
+        rows = [[cell(solution) for _, _, _, cell in columns] for solution in result.by_accelerator]
+        tables.append(
+            plain_table([(name, justify, drop) for name, drop, justify, _ in columns], rows, width, title=title)
         )
-        shown = [column for column in columns if width >= column[1]]
-        for name, _, justify, _ in shown:
-            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-        for solution in result.by_accelerator:
-            table.add_row(*(cell(solution) for _, _, _, cell in shown))
-        tables.append(table)
     return tables
 
 
@@ -248,68 +235,75 @@ def search_text(result: SearchResult, width: int, *, is_terminal: bool = False, 
 
     text = io.StringIO()
     console = Console(
-        file=text, width=width, force_terminal=is_terminal, no_color=None if is_terminal else True, highlight=False
-    )
+        file=text, width=width, force_terminal=is_terminal, no_color=None if is_terminal else True, highlight=False,
+        markup=False,
+    )  # fmt: skip
     for table in search_tables(result, width, today):
         console.print(table)
     for line in search_summary(result):
-        console.print(line, style="bold" if is_terminal else None, markup=False)
+        console.print(line, style="bold" if is_terminal else None)
     console.print()
     for line in search_notes(result, today):
-        console.print(line, style="dim" if is_terminal else None, soft_wrap=not is_terminal, markup=False)
+        console.print(line, style="dim" if is_terminal else None, soft_wrap=not is_terminal)
     return text.getvalue()
 
 
-def explanation_tables(explanation: Explanation) -> list[Table]:
-    """Operators, memory and parameters of one configuration."""
-    from rich import box
-    from rich.table import Table
-
-    def new(title: str, *columns: str) -> Table:
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-        for index, name in enumerate(columns):
-            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
-        return table
-
+def explanation_tables(explanation: Explanation, width: int = _PIPE_WIDTH) -> list[Table]:
+    """Operators, memory and parameters of one configuration, for a terminal of `width` columns."""
+    solution, prompt, memory = explanation.solution, explanation.prompt, explanation.memory
+    pieces: list[Column] = [("memory", "right"), ("compute", "right"), ("network", "right"), ("latency", "right")]
+    figures: list[Column] = [
+        ("operator", "left"),
+        ("count", "right", 2),
+        ("ms", "right"),
+        ("share", "right", 1),
+        *pieces,
+    ]
     tables = []
     for title, operators in (
         (f"Decode step: {explanation.decode_step_ms:.3f} ms", explanation.decode),
-        (f"One prefill chunk of {count(explanation.solution.chunk_tokens)} tokens", explanation.prefill),
+        (f"One prefill chunk of {count(solution.chunk_tokens)} tokens", explanation.prefill),
     ):
-        table = new(title, "operator", "count", "ms", "share", "memory ms", "compute ms", "network ms", "latency ms")
         total = sum(operator["total_ms"] for operator in operators)
-        for operator in sorted(operators, key=lambda item: -item["total_ms"]):
-            pieces = [operator["pieces"][f"{name}_s"] * 1e3 for name in ("memory", "compute", "network", "latency")]
-            table.add_row(
+        rows = [
+            [
                 operator["name"].replace("_", " "),
                 f"{operator['count']:g}",
-                f"{operator['total_ms']:.4f}",
-                f"{operator['total_ms'] / total:.1%}",
-                *(f"{piece:.4f}" if piece else "" for piece in pieces),
-            )
-        tables.append(table)
-    prompt = explanation.prompt
-    table = new("One prompt", "time", "ms")
-    table.add_row("attention core", f"{prompt['core_ms']:.3f}")
-    table.add_row("alone on the replica", f"{prompt['alone_ms']:.3f}")
-    table.add_row("one more in shared chunks", f"{prompt['marginal_ms']:.3f}")
-    tables.append(table)
-    memory = explanation.memory
-    solution = explanation.solution
-    table = new("Memory of the fullest chip", "part", "GB")
-    table.add_row("weights", f"{memory['weight_bytes'] / 1e9:.2f}")
-    table.add_row("cache and state of the requests in flight", f"{solution.kv_gb_per_chip:.2f}")
-    table.add_row("activations of a chunk", f"{memory['activation_bytes_per_token'] * solution.chunk_tokens / 1e9:.2f}")
-    table.add_row("plannable", f"{memory['plannable_bytes'] / 1e9:.2f}")
-    table.add_row("requests that fit a rank", count(explanation.capacity_requests))
-    tables.append(table)
-    table = Table(title="Parameters used", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for name, justify in (("parameter", "left"), ("value", "right"), ("unit", "left"), ("from", "left")):
-        table.add_column(name, justify=justify, no_wrap=name != "from")  # type: ignore[arg-type]
-    for parameter in explanation.parameters:
-        table.add_row(parameter["name"], f"{parameter['value']:.4g}", parameter["unit"], parameter["origin"])
-    tables.append(table)
+                _fine_milliseconds(operator["total_ms"]),
+                f"{operator['total_ms'] / total:.1%}" if total else "",
+                *(_fine_milliseconds(operator["pieces"][f"{name}_s"] * MS_PER_S) for name, *_ in pieces),
+            ]
+            for operator in sorted(operators, key=lambda item: -item["total_ms"])
+        ]
+        tables.append(plain_table(figures, rows, width, title=f"{title} (all times in ms)"))
+    rows = [
+        ["attention core", f"{prompt['core_ms']:.3f}"],
+        ["alone on the replica", f"{prompt['alone_ms']:.3f}"],
+        ["one more in shared chunks", f"{prompt['marginal_ms']:.3f}"],
+    ]
+    tables.append(plain_table([("time", "left"), ("ms", "right")], rows, width, title="One prompt"))
+    rows = [
+        ["weights", f"{memory['weight_bytes'] / GB:.2f}"],
+        ["cache and state of the requests in flight", f"{solution.kv_gb_per_chip:.2f}"],
+        ["activations of a chunk", f"{memory['activation_bytes_per_token'] * solution.chunk_tokens / GB:.2f}"],
+        ["plannable", f"{memory['plannable_bytes'] / GB:.2f}"],
+        ["requests that fit a rank", count(explanation.capacity_requests)],
+    ]
+    tables.append(plain_table([("part", "left"), ("GB", "right")], rows, width, title="Memory of the fullest chip"))
+    rows = [
+        [parameter["name"], f"{parameter['value']:.4g}", parameter["unit"], parameter["origin"]]
+        for parameter in explanation.parameters
+    ]
+    columns: list[Column] = [("parameter", "left"), ("value", "right"), ("unit", "left"), ("from", "left")]
+    tables.append(plain_table(columns, rows, width, title="Parameters used"))
     return tables
+
+
+def _fine_milliseconds(value: float) -> str:
+    """Milliseconds of an operator; empty where there are none."""
+    if not value:
+        return ""
+    return f"{value:,.1f}" if value >= 1000 else f"{value:.2f}" if value >= 10 else f"{value:.4f}"
 
 
 def listing_console() -> Console:
@@ -318,38 +312,65 @@ def listing_console() -> Console:
 
     from rich.console import Console
 
-    console = Console(highlight=False)
+    # Names and notes come from plugins and may hold brackets: they are text, never markup.
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     return console
 
 
 def plain_table(
-    columns: Sequence[Column],
-    rows: Iterable[Sequence[str]],
-    width: int = _PIPE_WIDTH,
+    columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int = _PIPE_WIDTH, title: str | None = None
 ) -> Table:
-    """A table of texts.
+    """A table of texts, none of them cut as long as leaving columns out makes room.
 
     Args:
         columns: The columns.
-        rows: One text a column, hidden columns included.
+        rows: One text a column, columns that may be left out included.
         width: Columns of the terminal.
+        title: Heading.
 
     Returns:
-        The table; its first column is never cut.
+        The table with the columns that fit, the most dispensable left out first.
     """
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    shown = [index for index, column in enumerate(columns) if len(column) < 3 or width >= column[2]]
-    for place, index in enumerate(shown):
-        name, justify = columns[index][:2]
-        table.add_column(name, justify=justify, no_wrap=place == 0)  # type: ignore[arg-type]
+    rows = list(rows)
+    shown = list(range(len(columns)))
+    while True:
+        room = sum(_natural_width(columns[index][0], [row[index] for row in rows]) for index in shown) + 2 * len(shown)
+        dispensable = max(shown, key=lambda index: _drop(columns[index]))
+        if room <= width or not _drop(columns[dispensable]):
+            break
+        shown.remove(dispensable)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True
+    )
+    for index in shown:
+        # Where even the indispensable does not fit, words wrap, and a figure that is cut shows that it is.
+        name = columns[index][0]
+        justify: _Justify = "right" if columns[index][1] == "right" else "left"
+        is_whole = justify == "right" or index == 0
+        table.add_column(
+            name,
+            justify=justify,
+            no_wrap=is_whole,
+            overflow="ellipsis" if is_whole else "fold",
+        )
     for row in rows:
         table.add_row(*(row[index] for index in shown))
     return table
+
+
+def _drop(column: Column) -> int:
+    return column[2] if len(column) > 2 else 0
+
+
+def _natural_width(name: str, texts: Iterable[str]) -> int:
+    from rich.cells import cell_len
+
+    return max(map(cell_len, (name, *texts)))
 
 
 def offer_rows(offers: Iterable[Offer], today: date) -> list[list[str]]:
