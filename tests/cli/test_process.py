@@ -1,8 +1,7 @@
-"""How the process behaves around an answer: interrupts, full disks, faults, links, light start, one-way imports."""
+"""How the process behaves around an answer: interrupts, full disks, faults, links, light start."""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import signal
@@ -20,7 +19,6 @@ from tokenopt.cli import cli, run
 from tokenopt.errors import ExitCode
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-PACKAGE = Path(__file__).parents[2] / "python" / "tokenopt"
 
 
 def test_an_interrupted_search_ends_at_once_and_writes_nothing(tmp_path: Path) -> None:
@@ -153,30 +151,3 @@ def test_help_and_import_load_nothing_heavy() -> None:
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.splitlines()[-1] == "[]"
-
-
-LAYERS = ("cli", "decide report", "problem serve breakdown measured", "catalog plugins prices", "errors units records")
-"""From the face to the ground; a part may use those below it and its neighbours."""
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
-
-
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_imports_point_one_way(file: Path) -> None:
-    own = LEVEL.get(file.relative_to(PACKAGE).parts[0].removesuffix(".py"))
-    if own is None:
-        return
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and (node.module or "").startswith("tokenopt.")
-            and id(node) not in typing_only
-        ):
-            used = (node.module or "").split(".")[1]
-            assert LEVEL.get(used, own) >= own, f"{file.name} imports {node.module}, which stands above it"

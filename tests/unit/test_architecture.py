@@ -16,7 +16,7 @@ LAYERS = [
     {"hookspecs"},
     {"catalog"},
     {"plugins", "prices"},
-    {"problem", "measured"},
+    {"request", "problem", "measured"},
     {"serve"},
     {"breakdown", "decide", "testing"},
     {"report"},
