@@ -1,16 +1,20 @@
 """Finding, loading and guarding plugins.
 
 A plugin is a Python module named by an entry point of group ``tokenopt``. One that cannot be imported, raises, hangs,
-hands over unusable records or claims another's key is named and skipped; the others load unchanged.
+hands over unusable records or claims another's key is named and skipped; the others load unchanged. What is taken over
+is copied into plain data first: no code of a plugin runs after its hook has returned (price sources apart, which run
+when the user asks for new prices).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import math
 import os
+import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
@@ -19,9 +23,19 @@ from typing import Any, Generic, TypeVar
 
 import pluggy
 
+from tokenopt.catalog.plain import plain_record
+from tokenopt.catalog.refusals import (
+    accelerator_refusal,
+    deployer_refusal,
+    engine_refusal,
+    measurement_refusal,
+    model_refusal,
+    offer_refusal,
+    price_source_refusal,
+)
 from tokenopt.errors import PluginError
 from tokenopt.hookspecs import HOOK_API_VERSION, PROJECT, TokenoptSpecs
-from tokenopt.records import Accelerator, Engine, Measurement, Model, Offer, PriceSource
+from tokenopt.records import Accelerator, Deployer, Engine, Measurement, Model, Offer, PriceSource
 
 ENTRY_POINT_GROUP = "tokenopt"
 LOAD_VARIABLE = "TOKENOPT_LOAD_PLUGINS"
@@ -29,7 +43,23 @@ LOAD_VARIABLE = "TOKENOPT_LOAD_PLUGINS"
 TIME_LIMIT_S = 5.0
 MAX_RECORDS = 100_000
 
+OWN_PACKAGES = frozenset(
+    {
+        "tokenopt-amd", "tokenopt-aws", "tokenopt-google", "tokenopt-intel", "tokenopt-more", "tokenopt-nvidia",
+        "tokenopt-prices-aws", "tokenopt-prices-azure", "tokenopt-prices-clouds", "tokenopt-prices-gcp",
+        "tokenopt-prices-gpuhunt", "tokenopt-prices-oci", "tokenopt-prices-skypilot", "tokenopt-prices-snapshot",
+    }
+)  # fmt: skip
+"""Packages of this repository: they keep their keys against any third party, whatever it is called."""
+
+_MAX_MESSAGE = 300
+_PRINT_LOCK = threading.RLock()
+
 Record = TypeVar("Record")
+
+
+class _TimeLimitError(PluginError):
+    """A plugin did not answer in time."""
 
 
 @dataclass(slots=True)
@@ -44,6 +74,7 @@ class PluginStatus:
         contributed: Records taken per hook; filled as hooks are called.
         status: `ok`, `partial` (some hook was refused) or `skipped`.
         message: Why it is not ok.
+        notes: What is worth knowing though nothing is wrong, for instance offers for accelerators nobody describes.
     """
 
     name: str
@@ -53,6 +84,7 @@ class PluginStatus:
     contributed: dict[str, int] = field(default_factory=dict)
     status: str = "ok"
     message: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def label(self) -> str:
         """Package and version, for messages."""
@@ -61,12 +93,13 @@ class PluginStatus:
 
 @dataclass(frozen=True, slots=True)
 class _Kind(Generic[Record]):
-    """One hook: the records it may return and what makes them usable."""
+    """One hook: the records it may return, what makes them usable, and keys that are taken before any plugin is asked."""
 
     hook: str
     record: type[Record]
     key: Callable[[Record], str] | None
     refusal: Callable[[Record], str]
+    reserved: Callable[[], Iterable[str]] = tuple
 
 
 class PluginRegistry:
@@ -76,6 +109,8 @@ class PluginRegistry:
         self._manager = manager
         self._strict = strict
         self._cache: dict[str, list[Any]] = {}
+        self._taken: dict[str, list[Offer]] = {}
+        self._hung: set[str] = set()
         self.plugins = plugins
         self.problems: list[str] = [status.message for status in plugins if status.status != "ok"]
 
@@ -109,10 +144,27 @@ class PluginRegistry:
         """Measured operating points that plugins ship."""
         return self._collect(_MEASUREMENTS)
 
+    @property
+    def deployers(self) -> dict[str, Deployer]:
+        """Writers of deployment files by name."""
+        return {deployer.name: deployer for deployer in self._collect(_DEPLOYERS)}
+
     def collect_all(self) -> None:
         """Calls every hook, so that each plugin's status is complete."""
         for kind in _KINDS:
             self._collect(kind)
+        self._note_unknown_accelerators()
+
+    def _note_unknown_accelerators(self) -> None:
+        """Offers for accelerators that no plugin describes cannot be ranked; that is worth a note, not a failure."""
+        known = self.accelerators
+        for status in self.plugins:
+            unknown = Counter(
+                offer.accelerator for offer in self._taken.get(status.name, ()) if offer.accelerator not in known
+            )
+            if unknown and not status.notes:
+                keys = ", ".join(sorted(unknown)[:5]) + (", ..." if len(unknown) > 5 else "")
+                status.notes.append(f"{unknown.total()} offers for accelerators that no plugin describes: {keys}")
 
     def _collect(self, kind: _Kind[Record]) -> list[Record]:
         if kind.hook not in self._cache:
@@ -121,30 +173,32 @@ class PluginRegistry:
 
     def _call(self, kind: _Kind[Record]) -> list[Record]:
         taken: list[Record] = []
-        owner: dict[str, PluginStatus] = {}
+        owner: dict[str, str] = {}
         implementations = {impl.plugin_name: impl for impl in getattr(self._manager.hook, kind.hook).get_hookimpls()}
         for status in self.plugins:
             implementation = implementations.get(status.name)
-            if implementation is None:
+            if implementation is None or status.name in self._hung:
                 continue
             try:
                 records = _call_guarded(implementation.function, kind)
-                clash = next((key for key in _keys(records, kind) if key in owner), None)
-                if clash is not None:
-                    raise PluginError(
-                        f"{kind.hook}: key {clash} is already provided by {owner[clash].label()}; "
-                        f"what {status.label()} says of it is not used"
-                    )
+                keys = [kind.key(record) for record in records] if kind.key else []
+                if keys and not owner:
+                    owner.update(dict.fromkeys(kind.reserved(), PROJECT))
+                _refuse_clash(keys, owner, kind.hook, status)
             except PluginError as error:
+                if isinstance(error, _TimeLimitError):
+                    self._hung.add(status.name)
                 self._report(status, error.message)
                 continue
             taken.extend(records)
-            owner.update(dict.fromkeys(_keys(records, kind), status))
+            owner.update(dict.fromkeys(keys, status.label()))
             status.contributed[kind.hook] = len(records)
+            if kind.record is Offer:
+                self._taken[status.name] = records  # type: ignore[assignment]
         return taken
 
     def _report(self, status: PluginStatus, message: str) -> None:
-        text = f"plugin {status.name} ({status.label()}): {message}"
+        text = _sentence(status, message)
         if self._strict:
             raise PluginError(text)
         status.status = "partial" if status.contributed else "skipped"
@@ -167,13 +221,9 @@ def load_plugins(strict: bool = False) -> PluginRegistry:
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(TokenoptSpecs)
     statuses: list[PluginStatus] = []
-    for entry_point in _entry_points():
-        distribution = entry_point.dist
-        status = PluginStatus(
-            name=entry_point.name,
-            package=distribution.name if distribution else "unknown package",
-            version=distribution.version if distribution else "",
-        )
+    entry_points, unreadable = _entry_points()
+    for package, version, entry_point in entry_points:
+        status = PluginStatus(name=_one_line(entry_point.name), package=package, version=version)
         try:
             if any(known.name == status.name for known in statuses):
                 raise PluginError("another package already uses this entry-point name")
@@ -181,12 +231,14 @@ def load_plugins(strict: bool = False) -> PluginRegistry:
             _check_api_version(module)
             _register(manager, module, status)
         except PluginError as error:
-            text = f"plugin {status.name} ({status.label()}): {error.message}"
+            status.status, status.message = "skipped", _sentence(status, error.message)
             if strict:
-                raise PluginError(text) from error
-            status.status, status.message = "skipped", text
+                raise PluginError(status.message) from error
         statuses.append(status)
-    return PluginRegistry(manager, statuses, strict)
+    for status in unreadable:
+        if strict:
+            raise PluginError(status.message)
+    return PluginRegistry(manager, statuses + unreadable, strict)
 
 
 @cache
@@ -195,38 +247,86 @@ def default_registry() -> PluginRegistry:
     return load_plugins()
 
 
-def _entry_points() -> list[importlib.metadata.EntryPoint]:
-    """Entry points in a fixed order: our own package first, then `tokenopt-*`, then third parties, each by name."""
+def _entry_points() -> tuple[list[tuple[str, str, importlib.metadata.EntryPoint]], list[PluginStatus]]:
+    """Package, version and entry point of every plugin in a fixed order, and packages whose metadata cannot be read.
+
+    Our own package comes first, then those of this repository, then other `tokenopt-*`, then third parties, each by name.
+    """
     wanted = os.environ.get(LOAD_VARIABLE)
     names = {name.strip() for name in wanted.split(",")} if wanted is not None else None
+    unreadable: list[PluginStatus] = []
+    found: Iterable[importlib.metadata.EntryPoint]
+    try:
+        found = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    except Exception:
+        # One package with broken metadata fails the call for all: read them one by one to name it.
+        found, unreadable = _entry_points_one_by_one()
+    ranked = []
+    for point in found:
+        if names is None or point.name in names:
+            package, version = _package_of(point)
+            normalised = package.lower().replace("_", "-")
+            if normalised == PROJECT:
+                rank = 0
+            elif normalised in OWN_PACKAGES:
+                rank = 1
+            else:
+                rank = 2 if normalised.startswith(f"{PROJECT}-") else 3
+            ranked.append(((rank, normalised, point.name), (package, version, point)))
+    ranked.sort(key=lambda entry: entry[0])
+    return [entry for _, entry in ranked], unreadable
 
-    def rank(entry_point: importlib.metadata.EntryPoint) -> tuple[int, str, str]:
-        package = entry_point.dist.name if entry_point.dist else ""
-        normalised = package.lower().replace("_", "-")
-        first = 0 if normalised == PROJECT else 1 if normalised.startswith(f"{PROJECT}-") else 2
-        return first, normalised, entry_point.name
 
-    found = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-    return sorted((point for point in found if names is None or point.name in names), key=rank)
+def _entry_points_one_by_one() -> tuple[list[importlib.metadata.EntryPoint], list[PluginStatus]]:
+    found: list[importlib.metadata.EntryPoint] = []
+    unreadable: list[PluginStatus] = []
+    seen: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        package = "unknown package"
+        try:
+            package = _one_line(str(distribution.metadata["Name"] or package))
+            if package.lower() in seen:
+                continue
+            seen.add(package.lower())
+            found.extend(point for point in distribution.entry_points if point.group == ENTRY_POINT_GROUP)
+        except Exception as error:
+            status = PluginStatus(name=package, package=package, version="", status="skipped")
+            status.message = _sentence(status, f"its entry points cannot be read ({_describe(error)})")
+            unreadable.append(status)
+    return found, unreadable
+
+
+def _package_of(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    """Name and version of the package behind an entry point, or words where its metadata lack them."""
+    try:
+        distribution = point.dist
+        if distribution is None:
+            return "unknown package", ""
+        return _one_line(str(distribution.name or "unknown package")), _one_line(str(distribution.version or ""))
+    except Exception:
+        return "unknown package", ""
 
 
 def _register(manager: pluggy.PluginManager, module: ModuleType, status: PluginStatus) -> None:
+    known_as = manager.get_name(module)
+    if known_as is not None:
+        raise PluginError(f"its module {module.__name__} is already loaded as plugin {known_as}")
     try:
         manager.register(module, name=status.name)
         manager.check_pending()
-    except (pluggy.PluginValidationError, ValueError) as error:
+    except Exception as error:
         manager.unregister(module)
-        first_line = str(error).strip().splitlines()[0]
-        raise PluginError(f"hook does not match a specification: {first_line}") from error
+        raise PluginError(f"hook does not match a specification: {_describe(error)}") from error
     callers = manager.get_hookcallers(module) or []
     status.hooks = tuple(sorted(caller.name for caller in callers))
 
 
 def _check_api_version(module: ModuleType) -> None:
     version = getattr(module, "TOKENOPT_HOOK_API_VERSION", HOOK_API_VERSION)
-    if version != HOOK_API_VERSION:
+    if type(version) is not int or version != HOOK_API_VERSION:
+        shown = version if type(version) is int else f"of type {type(version).__name__}"
         raise PluginError(
-            f"written for hook API version {version}, this tokenopt has {HOOK_API_VERSION}; "
+            f"written for hook API version {shown}, this tokenopt has {HOOK_API_VERSION}; "
             "install a release of the plugin made for it"
         )
 
@@ -239,123 +339,129 @@ def _import_guarded(entry_point: importlib.metadata.EntryPoint) -> ModuleType:
 
 
 def _call_guarded(function: Callable[..., Any], kind: _Kind[Record]) -> list[Record]:
-    def call() -> list[Any]:
+    """Records of one hook of one plugin, checked and copied into plain data, all within the time limit."""
+
+    def call() -> list[Record]:
         answer = function()
         if not isinstance(answer, Iterable) or isinstance(answer, (str, bytes, Mapping)):
             raise PluginError(f"{kind.hook} returned {type(answer).__name__}, expected records")
-        return list(islice(answer, MAX_RECORDS + 1))
+        records = list(islice(answer, MAX_RECORDS + 1))
+        if len(records) > MAX_RECORDS:
+            raise PluginError(f"{kind.hook} returned more than {MAX_RECORDS:,} records")
+        return [_checked(record, kind) for record in records]
 
     records: list[Record] = _within_time_limit(call, kind.hook)
-    if len(records) > MAX_RECORDS:
-        raise PluginError(f"{kind.hook} returned more than {MAX_RECORDS:,} records")
-    for record in records:
-        if not isinstance(record, kind.record):
-            raise PluginError(f"{kind.hook} returned a {type(record).__name__}, expected {kind.record.__name__}")
-        try:
-            refusal = kind.refusal(record)
-        except (TypeError, ValueError, AttributeError) as error:
-            refusal = f"a field has the wrong type ({error})"
-        if refusal:
-            raise PluginError(f"{kind.hook}: {refusal}")
     return records
 
 
+def _checked(record: Any, kind: _Kind[Record]) -> Record:
+    if type(record) is not kind.record:
+        raise PluginError(f"{kind.hook} returned a {type(record).__name__}, expected {kind.record.__name__}")
+    try:
+        plain: Record = plain_record(record)
+    except ValueError as error:
+        names = (getattr(record, name, None) for name in ("key", "name", "id", "provider"))
+        label = next((f"{name}: " for name in names if isinstance(name, str)), "")
+        raise PluginError(f"{kind.hook}: {label}{error}") from None
+    refusal = kind.refusal(plain)
+    if refusal:
+        raise PluginError(f"{kind.hook}: {refusal}")
+    return plain
+
+
+def _refuse_clash(keys: list[str], owner: Mapping[str, str], hook: str, status: PluginStatus) -> None:
+    """Refuses keys that another plugin, or the same one, has given already."""
+    seen: set[str] = set()
+    for key in keys:
+        if key in owner:
+            raise PluginError(
+                f"{hook}: key {key} is already provided by {owner[key]}; what {status.label()} says of it is not used"
+            )
+        if key in seen:
+            raise PluginError(f"{hook}: key {key} is given twice")
+        seen.add(key)
+
+
 def _within_time_limit(work: Callable[[], Any], what: str) -> Any:
-    """Runs `work`; a plugin that hangs is left behind on a daemon thread, which cannot keep the process alive."""
+    """Runs `work`; one that hangs is stopped if it can be, and left behind on a daemon thread otherwise.
+
+    Prints go to stderr: stdout carries the answer, which may be JSON.
+    """
     outcome: list[Any] = []
-    failure: list[BaseException] = []
+    failure: list[PluginError] = []
 
     def run() -> None:
         try:
             outcome.append(work())
-        except BaseException as error:
+        except PluginError as error:
             failure.append(error)
+        except BaseException as error:
+            failure.append(PluginError(f"{what} raised {_describe(error)}"))
 
     thread = threading.Thread(target=run, daemon=True, name=f"tokenopt plugin {what}")
-    thread.start()
-    thread.join(TIME_LIMIT_S)
-    if thread.is_alive():
-        raise PluginError(f"{what} took longer than {TIME_LIMIT_S:g} s")
+    with _PRINT_LOCK, contextlib.redirect_stdout(sys.stderr):
+        thread.start()
+        thread.join(TIME_LIMIT_S)
+        if thread.is_alive():
+            _stop(thread)
+            raise _TimeLimitError(f"{what} took longer than {TIME_LIMIT_S:g} s")
     if failure:
-        error = failure[0]
-        if isinstance(error, PluginError):
-            raise error
-        raise PluginError(f"{what} raised {type(error).__name__}: {error}") from error
+        raise failure[0]
     return outcome[0]
 
 
-def _keys(records: Iterable[Record], kind: _Kind[Record]) -> list[str]:
-    return [kind.key(record) for record in records] if kind.key else []
+def _stop(thread: threading.Thread) -> None:
+    """Raises `SystemExit` in a thread, so that an endless Python loop does not keep a core busy for the whole search."""
+    import ctypes
+
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+    thread.join(0.1)
 
 
-def accelerator_refusal(record: Accelerator) -> str:
-    """Why an accelerator record cannot be used; empty when it can."""
-    figures = {
-        "hbm_bytes": record.hbm_bytes,
-        "hbm_bytes_per_s": record.hbm_bytes_per_s,
-        "chips_per_node": record.chips_per_node,
-        "tdp_w": record.tdp_w,
-        "scale_up_domain_chips": record.scale_up_domain_chips,
-        **{f"peak_flops.{name}": value for name, value in record.peak_flops.items()},
-    }
-    if record.system_w is not None:
-        figures["system_w"] = record.system_w
-    if record.capex_usd is not None:
-        figures["capex_usd"] = record.capex_usd
-    for name, value in figures.items():
-        if not math.isfinite(value) or value <= 0:
-            return f"{record.key}: {name} is {value}, expected a finite number above 0"
-    for name, value in (
-        ("scale_up_bytes_per_s", record.scale_up_bytes_per_s),
-        ("scale_out_bytes_per_s", record.scale_out_bytes_per_s),
-    ):
-        if not math.isfinite(value) or value < 0:
-            return f"{record.key}: {name} is {value}, expected a finite number of at least 0"
-    if "bf16" not in record.peak_flops:
-        return f"{record.key}: peak_flops has no bf16 figure"
-    if not record.key or record.key != record.key.lower().strip():
-        return f"key {record.key!r} must be lower case without spaces around it"
-    if not record.sources:
-        return f"{record.key}: no source; a figure without a source is refused"
-    return ""
+def _describe(error: BaseException) -> str:
+    """Type and message of an exception on one line; an exception of a plugin may not even have a message."""
+    try:
+        message = str(error)
+    except Exception:
+        message = ""
+    return _one_line(f"{type(error).__name__}: {message}" if message else type(error).__name__)
 
 
-def offer_refusal(record: Offer) -> str:
-    """Why an offer cannot be used; empty when it can."""
-    where = f"{record.provider} {record.instance_type} for {record.accelerator}"
-    if not math.isfinite(record.usd_per_chip_hr) or record.usd_per_chip_hr <= 0:
-        return f"{where}: usd_per_chip_hr is {record.usd_per_chip_hr}, expected a finite number above 0"
-    if record.chips_per_instance < 1 or record.minimum_instances < 1:
-        return f"{where}: chips_per_instance and minimum_instances must be at least 1"
-    return ""
+def _sentence(status: PluginStatus, message: str) -> str:
+    return f"plugin {status.name} ({status.label()}): {_one_line(message)}"
 
 
-def _engine_refusal(record: Engine) -> str:
-    bad = [name for name, value in record.parameters.items() if not math.isfinite(value)]
-    return f"{record.name}: parameter {bad[0]} is not finite" if bad else ""
+def _one_line(text: str) -> str:
+    """Printable text on one line of bearable length: what a plugin says reaches a terminal."""
+    words = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return words if len(words) <= _MAX_MESSAGE else words[: _MAX_MESSAGE - 3] + "..."
 
 
-def _price_source_refusal(record: PriceSource) -> str:
-    if not record.name or record.name != record.name.lower().strip():
-        return f"price source name {record.name!r} must be lower case without spaces around it"
-    if not callable(record.parse) or not callable(record.recognises):
-        return f"{record.name}: parse and recognises must be callable"
-    return ""
+def _bundled_models() -> Iterator[str]:
+    """Keys of the bundled models: they are found by name, without a hook, and nobody may take their place."""
+    from tokenopt.catalog.models import bundled_model_keys
 
-
-def _no_refusal(record: object) -> str:  # noqa: ARG001
-    return ""
+    return iter(bundled_model_keys())
 
 
 _ACCELERATORS = _Kind("tokenopt_accelerators", Accelerator, lambda record: record.key, accelerator_refusal)
 _ENGINES = _Kind(
     "tokenopt_engines",
     Engine,
-    lambda record: f"{record.name}@{record.as_of} for {record.vendor} {' '.join(record.families)}",
-    _engine_refusal,
+    lambda record: f"{record.name}@{record.as_of} for {record.vendor} {' '.join(record.families)}".rstrip(),
+    engine_refusal,
 )
 _OFFERS = _Kind("tokenopt_prices", Offer, None, offer_refusal)
-_PRICE_SOURCES = _Kind("tokenopt_price_sources", PriceSource, lambda record: record.name, _price_source_refusal)
-_MODELS = _Kind("tokenopt_models", Model, lambda record: record.key, _no_refusal)
-_MEASUREMENTS = _Kind("tokenopt_measurements", Measurement, lambda record: record.id, _no_refusal)
-_KINDS: tuple[_Kind[Any], ...] = (_ACCELERATORS, _ENGINES, _OFFERS, _PRICE_SOURCES, _MODELS, _MEASUREMENTS)
+_PRICE_SOURCES = _Kind("tokenopt_price_sources", PriceSource, lambda record: record.name, price_source_refusal)
+_MODELS = _Kind("tokenopt_models", Model, lambda record: record.key, model_refusal, reserved=_bundled_models)
+_MEASUREMENTS = _Kind("tokenopt_measurements", Measurement, lambda record: record.id, measurement_refusal)
+_DEPLOYERS = _Kind("tokenopt_deployers", Deployer, lambda record: record.name, deployer_refusal)
+_KINDS: tuple[_Kind[Any], ...] = (
+    _ACCELERATORS,
+    _ENGINES,
+    _OFFERS,
+    _PRICE_SOURCES,
+    _MODELS,
+    _MEASUREMENTS,
+    _DEPLOYERS,
+)

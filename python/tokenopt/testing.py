@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from tokenopt.catalog.engines import parameter_bounds
-from tokenopt.plugins import accelerator_refusal, offer_refusal
+from tokenopt.catalog.refusals import accelerator_refusal, offer_refusal
 from tokenopt.records import KV_FORMATS, PEAK_FORMATS, WEIGHT_FORMATS, Accelerator, Engine, Model, Offer
 
 _PLAUSIBLE = {

@@ -58,6 +58,9 @@ def list_plugins(output_format: str = "table") -> None:
     )
     for problem in registry.problems:
         console.print(problem, soft_wrap=True)
+    for status in registry.plugins:
+        for note in status.notes:
+            console.print(f"plugin {status.name}: {note}", soft_wrap=True)
 
 
 @command.command("show")
