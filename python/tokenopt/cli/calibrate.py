@@ -16,8 +16,8 @@ def command() -> None:
 
 
 @command.command("serving")
-@click.option("--data", "files", type=click.Path(path_type=Path, dir_okay=False), multiple=True, required=True,
-              help="Measured rows (columns of a concurrency sweep); repeatable.")  # fmt: skip
+@click.option("--data", "files", type=click.Path(path_type=Path, dir_okay=False), multiple=True,
+              help="Measured rows (columns of a concurrency sweep), repeatable; the bundled rows by default.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Calibration file to write (TOML).")
 @debug_option
 def serving(files: tuple[Path, ...], out: Path, debug: bool) -> None:  # noqa: ARG001
@@ -26,7 +26,7 @@ def serving(files: tuple[Path, ...], out: Path, debug: bool) -> None:  # noqa: A
     The same rows give the same file, to the byte.
     """
     from tokenopt.measured.fit import to_toml
-    from tokenopt.measured.validate import calibrate, load, seen_names
+    from tokenopt.measured.validate import BUNDLED_ROWS, calibrate, load, seen_names
     from tokenopt.plugins import default_registry
     from tokenopt.report.files import check_writable, write_atomically
 
@@ -40,7 +40,8 @@ def serving(files: tuple[Path, ...], out: Path, debug: bool) -> None:  # noqa: A
         "basis": "calibrated",
         "as_of": newest,
         "rows": str(len(compiled.rows)),
-        "source": ", ".join(sorted({row.source for row in compiled.rows})) + f" ({', '.join(f.name for f in files)})",
+        "source": ", ".join(sorted({row.source for row in compiled.rows}))
+        + f" ({', '.join(file.name for file in files or (BUNDLED_ROWS,))})",
         "engine_versions": ", ".join(versions),
     }
     write_atomically(out, to_toml(fit, header, seen_names(compiled), spread).encode())

@@ -17,8 +17,8 @@ def command() -> None:
 
 
 @command.command("serving")
-@click.option("--data", "files", type=click.Path(path_type=Path, dir_okay=False), multiple=True, required=True,
-              help="Measured rows (columns of a concurrency sweep); repeatable.")  # fmt: skip
+@click.option("--data", "files", type=click.Path(path_type=Path, dir_okay=False), multiple=True,
+              help="Measured rows (columns of a concurrency sweep), repeatable; the bundled rows by default.")  # fmt: skip
 @click.option("--leave-out", help="Refit without each shape, group (model on an accelerator), model or accelerator, and score "
               "what was left out.")  # fmt: skip
 @click.option(

@@ -65,12 +65,13 @@ class Structure:
     """Which deviations exist, and how far they are shrunk.
 
     Attributes:
-        engine_sd, family_sd, format_sd: Log standard deviations of the priors of physical deviations.
+        engine_sd, family_sd, format_sd: Log standard deviations of the priors of physical deviations. The defaults have
+            the least error on rows left out: twice as loose fits better in-sample and transfers worse.
     """
 
-    engine_sd: float = 0.15
-    family_sd: float = 0.10
-    format_sd: float = 0.15
+    engine_sd: float = 0.07
+    family_sd: float = 0.05
+    format_sd: float = 0.07
 
     def deviations(self, levels: Sequence[Level]) -> list[Deviation]:
         """Every deviation that the rows' levels give rise to, in a fixed order."""

@@ -64,6 +64,8 @@ parameters! {
     expert_bandwidth_efficiency = 0.85 in 0.05..0.97, "1";
     /// Share of peak memory bandwidth that reading the KV cache reaches.
     kv_bandwidth_efficiency = 0.65 in 0.05..0.97, "1";
+    /// Share of peak memory bandwidth that elementwise kernels (norms, activations, gather, scatter, sampling) reach.
+    elementwise_bandwidth_efficiency = 0.55 in 0.05..0.97, "1";
     /// Factor on the bandwidth of dense weights stored in four bits (unpacking, scales).
     four_bit_dense_bandwidth = 0.62 in 0.2..1.0, "1";
     /// Share of the dense peak that matrix products of decode steps reach.
@@ -106,6 +108,8 @@ parameters! {
     first_token_overhead_s = 0.032 in 0.0..0.5, "s";
     /// Host time per prompt.
     prompt_overhead_s = 0.006 in 0.0..0.1, "s";
+    /// Share of prefill work of one attention-data-parallel rank that the other ranks wait for.
+    rank_desynchronisation = 0.1 in 0.0..1.0, "1";
     /// Share of weight streaming and launch latency that a mixed step saves because decode pays it already.
     fused_share = 0.0 in 0.0..1.0, "1";
     /// Share of memory the engine plans with.

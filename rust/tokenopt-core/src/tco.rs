@@ -203,14 +203,8 @@ impl TcoInputs {
             + self.operations_usd_per_year)
             / available_hours;
         let repairs = self.repairs_share_per_year * self.capex_usd / available_hours;
-        let usd_per_chip_hr = hardware
-            + networking
-            + spares
-            + financing
-            + energy
-            + colocation
-            + operations
-            + repairs;
+        let usd_per_chip_hr =
+            hardware + networking + spares + financing + energy + colocation + operations + repairs;
         Ok(TcoBreakdown {
             hardware,
             networking,

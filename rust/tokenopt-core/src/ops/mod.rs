@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod collective;
+pub mod elementwise;
 pub mod experts;
 pub mod gemm;
 
@@ -27,6 +28,8 @@ pub enum OperatorName {
     RoutedExperts,
     /// All-reduce after mixer or FFN.
     AllReduce,
+    /// Norms, residuals, activations, gather and scatter of expert inputs.
+    Elementwise,
     /// Dispatch and combine of expert parallelism, or gather and scatter of attention data parallelism.
     ExpertExchange,
     /// Send and receive between pipeline stages.

@@ -52,16 +52,19 @@ impl SteadyState {
     pub fn new(parameters: &EngineParameters, layout: Layout, prefill: &Prefill, osl: f64) -> Self {
         let stages = f64::from(layout.pp);
         let burst = parameters.burst_share;
-        let burst_wait_s = burst * prefill.marginal_s;
+        // Ranks meet at every layer: what one prefills while the others decode, they wait for.
+        let waiting = 1.0 + parameters.rank_desynchronisation * (f64::from(layout.attn_dp) - 1.0);
+        let marginal_s = prefill.marginal_s * waiting;
+        let burst_wait_s = burst * marginal_s;
         Self {
             steps_after_first: (osl - 1.0).max(0.0),
-            tpot_per_request_s: (1.0 - burst) * prefill.marginal_s / osl,
+            tpot_per_request_s: (1.0 - burst) * marginal_s / osl,
             ttft_fixed_s: parameters.first_token_overhead_s + prefill.alone_s
                 - burst_wait_s / stages,
             ttft_steps: parameters.first_token_steps + prefill.chunks - 1.0,
             ttft_per_request_s: burst_wait_s,
             decoding_share_lost: 1.0 - burst,
-            prompt_s: prefill.marginal_s,
+            prompt_s: marginal_s,
             ranks: stages * f64::from(layout.attn_dp),
             osl,
         }

@@ -8,6 +8,7 @@ use crate::format::NumberFormat;
 use crate::model::{Ffn, LayerGroup, Mixer, ModelSpec};
 use crate::ops::attention::{Lengths, MixerWork};
 use crate::ops::collective::Fabric;
+use crate::ops::elementwise::{activation_bytes_per_token, sampling_bytes_per_token};
 use crate::ops::experts::{ExpertShape, Experts};
 use crate::ops::gemm::Gemm;
 use crate::ops::{Cost, Operator, OperatorName, PerRow, LANES};
@@ -296,7 +297,18 @@ impl Builder<'_> {
                 self.expert_exchange(count, f64::from(top_k), residual_bytes);
             }
         }
+        let moved = PerRow {
+            memory_s: activation_bytes_per_token(group, self.model.hidden, tp)
+                / self.elementwise_bytes_per_s(),
+            compute_s: 0.0,
+            latency_s: 0.0,
+        };
+        self.push(OperatorName::Elementwise, count, 1.0, Cost::PerRow(moved));
         self.layer_overhead(group, count);
+    }
+
+    fn elementwise_bytes_per_s(&self) -> f64 {
+        self.accelerator.hbm_bytes_per_s * self.parameters().elementwise_bandwidth_efficiency
     }
 
     /// How tokens reach the experts: an all-reduce with tensor parallelism alone; with attention data parallelism an
@@ -372,6 +384,13 @@ impl Builder<'_> {
                 f64::from(self.model.vocab) * f64::from(self.model.hidden) / f64::from(layout.tp);
             let head = self.gemm(parameters, self.stack.weights.head);
             self.push(OperatorName::Head, 1.0, 1.0, Cost::Gemm(head));
+            let sampling = PerRow {
+                memory_s: sampling_bytes_per_token(self.model.vocab, f64::from(layout.tp))
+                    / self.elementwise_bytes_per_s(),
+                compute_s: 0.0,
+                latency_s: 0.0,
+            };
+            self.push(OperatorName::Head, 1.0, 1.0, Cost::PerRow(sampling));
             let host = PerRow {
                 memory_s: 0.0,
                 compute_s: 0.0,
