@@ -24,3 +24,8 @@ class ServingRows:
     def __len__(self) -> int: ...
     def predict(self, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
         """Rows x (tpot_s, ttft_s, output_tps_per_chip, decode_step_s) for parameter sets x parameters."""
+
+    def predict_jobs(
+        self, rows: NDArray[np.int64], sets: NDArray[np.int64], parameters: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """As `predict`, one line a job: row `rows[i]` with set `sets[i]` of `parameters`."""

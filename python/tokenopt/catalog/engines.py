@@ -21,7 +21,7 @@ from typing import Any, get_args
 from tokenopt.errors import PluginError, SpecError
 from tokenopt.records import KV_FORMATS, WEIGHT_FORMATS, Accelerator, Confidence, Engine, Source
 
-_CALIBRATION = Path(__file__).parent / "data" / "calibration" / "serving.toml"
+_CALIBRATIONS = Path(__file__).parent / "data" / "calibration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +131,10 @@ def _end_of(as_of: str) -> str:
 
 @cache
 def default_calibration() -> Calibration:
-    """The calibration that ships with tokenopt, or the priors of the physical parameters where none was fitted."""
-    if _CALIBRATION.exists():
-        return load_calibration(_CALIBRATION)
+    """The newest calibration that ships with tokenopt, or the priors of the physical parameters where none was fitted."""
+    shipped = sorted(_CALIBRATIONS.glob("serving-*.toml"))
+    if shipped:
+        return load_calibration(shipped[-1])
     return Calibration(
         name="priors",
         basis="uncalibrated",

@@ -11,9 +11,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tokenopt.measured.rows import CompiledRows, Level
+from tokenopt.measured.rows import CompiledRows, Level, level_names
+from tokenopt.measured.serving_data import ServingRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,10 +29,13 @@ SCHEDULER = (
 FIXED = ("memory_share", "reserved_bytes", "network_efficiency", "network_latency_s", "fused_share")
 """Parameters that the data do not identify: they keep their priors."""
 
-_ENGINE = (
-    "layer_overhead_s", "moe_layer_overhead_s", "weight_bandwidth_efficiency", "expert_bandwidth_efficiency",
-    "decode_compute_efficiency", "prefill_compute_efficiency", "kv_bandwidth_efficiency",
+PHYSICAL = (
+    "weight_bandwidth_efficiency", "expert_bandwidth_efficiency", "kv_bandwidth_efficiency", "decode_compute_efficiency",
+    "prefill_compute_efficiency", "layer_overhead_s", "moe_layer_overhead_s", "mla_layer_overhead_s",
+    "linear_layer_overhead_s", "collective_latency_s", "link_efficiency",
 )  # fmt: skip
+"""What kernels decide: may deviate a little wherever kernels differ."""
+
 _FAMILY = (
     "weight_bandwidth_efficiency", "expert_bandwidth_efficiency", "decode_compute_efficiency",
     "prefill_compute_efficiency", "link_efficiency", "collective_latency_s",
@@ -46,8 +50,16 @@ TPOT_SD = 0.08
 TTFT_WEIGHT = 0.25
 QUEUED_WEIGHT = 0.3
 """Weight of rows with a queue in front of the server, whose batch is uncertain."""
-STEP = 1e-3
-MAX_EVALUATIONS = 25
+STEP = 1e-4
+"""Step of numerical derivatives, in log units."""
+MOST_LINEARISATIONS = 12
+LEAVE_OUT_LINEARISATIONS = 2
+STEPS_PER_LINEARISATION = 6
+HALVINGS = 6
+COST_TOLERANCE = 1e-7
+MOVE_TOLERANCE = 1e-5
+NUISANCE_SD = 0.15
+"""Log standard deviation of what a model on a stack has in common that no parameter explains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +77,40 @@ class Structure:
     """Which deviations exist, and how far they are shrunk.
 
     Attributes:
-        engine_sd, family_sd, format_sd: Log standard deviations of the priors of physical deviations. The defaults have
-            the least error on rows left out: twice as loose fits better in-sample and transfers worse.
+        terms: Level, log standard deviation of the prior, and the parameters that may deviate.
+        nuisance_key: What has an offset of its own during the fit; nothing where None.
     """
 
-    engine_sd: float = 0.07
-    family_sd: float = 0.05
-    format_sd: float = 0.07
+    terms: tuple[tuple[str, float, tuple[str, ...]], ...] = (
+        ("engine", SCHEDULER_SD, SCHEDULER),
+        ("engine", 0.07, PHYSICAL),
+        ("family", 0.05, _FAMILY),
+        ("format", 0.07, _FORMAT),
+    )
+    nuisance_key: Any = None
+    nuisance_sd: float = 0.0
 
     def deviations(self, levels: Sequence[Level]) -> list[Deviation]:
         """Every deviation that the rows' levels give rise to, in a fixed order."""
         found = []
-        for index, level, sd, parameters in (
-            (0, "engine", SCHEDULER_SD, SCHEDULER),
-            (0, "engine", self.engine_sd, _ENGINE),
-            (1, "family", self.family_sd, _FAMILY),
-            (2, "format", self.format_sd, _FORMAT),
-        ):
-            names = sorted({entry[index] for entry in levels})
+        for level, sd, parameters in self.terms:
+            names = sorted({level_names(entry)[level] for entry in levels})
             found += [Deviation(level, name, parameter, sd) for name in names for parameter in parameters if sd > 0]
         return found
+
+    def nuisance(self, rows: Sequence[ServingRow]) -> NDArray[np.float64]:
+        """Which offset each log ratio of TPOT and TTFT shares: log ratios x offsets, of ones and zeros."""
+        import numpy as np
+
+        if self.nuisance_key is None:
+            return np.zeros((2 * len(rows), 0))
+        keys = [self.nuisance_key(row) for row in rows]
+        names = sorted(set(keys))
+        table = np.zeros((2 * len(rows), 2 * len(names)))
+        for index, key in enumerate(keys):
+            table[index, names.index(key)] = 1.0
+            table[len(rows) + index, len(names) + names.index(key)] = 1.0
+        return table
 
 
 @dataclass(slots=True)
@@ -105,7 +131,12 @@ class Fit:
 
 
 class Calibrator:
-    """Fits parameter sets to compiled rows."""
+    """Fits parameter sets to compiled rows.
+
+    The fit is a Gauss-Newton iteration on log ratios with a soft-L1 loss. The core differentiates: one call predicts every
+    row once for each exponent that can touch it. The Jacobian of all rows serves every leave-out fit as a start, since
+    leaving rows out only removes lines from it.
+    """
 
     def __init__(self, rows: CompiledRows, structure: Structure | None = None) -> None:
         import numpy as np
@@ -119,24 +150,36 @@ class Calibrator:
         self._low = np.array([entry["low"] for entry in table])
         self._high = np.array([entry["high"] for entry in table])
         self._free = [name for name in self.names if name not in FIXED]
-        self._deviations = (structure or Structure()).deviations(rows.levels)
+        structure = structure or Structure()
+        self._deviations = structure.deviations(rows.levels)
         self._sd = np.array([_global_sd(name) for name in self._free] + [item.sd for item in self._deviations])
+        self._set_of_row = np.array(rows.sets)
         self._tpot_s = np.array([row.tpot_s for row in rows.rows])
         self._ttft_s = np.array([row.ttft_s or np.nan for row in rows.rows])
-        self._is_scored = np.array([not row.is_queue_limited for row in rows.rows])
-        self._columns = [
-            [index for index, level in enumerate(rows.levels) if item.name in level] for item in self._deviations
+        is_scored = np.array([not row.is_queue_limited for row in rows.rows])
+        tpot_weight = np.where(is_scored, 1.0, QUEUED_WEIGHT) / TPOT_SD
+        ttft_weight = np.where(is_scored & np.isfinite(self._ttft_s), TTFT_WEIGHT / TPOT_SD, 0.0)
+        self._weight = np.concatenate([tpot_weight, ttft_weight])
+        # Each exponent: the parameter it moves, and the levels (parameter sets) that it moves it in.
+        levels = [level_names(level) for level in rows.levels]
+        self._moves = [(self.names.index(name), np.arange(len(levels))) for name in self._free] + [
+            (
+                self.names.index(item.parameter),
+                np.array([index for index, names in enumerate(levels) if names[item.level] == item.name]),
+            )
+            for item in self._deviations
         ]
+        self._groups = structure.nuisance(rows.rows)
+        self._nuisance_sd = structure.nuisance_sd
+        self._low_exponent, self._high_exponent = self._bounds()
 
     def parameter_sets(self, exponents: NDArray[np.float64]) -> NDArray[np.float64]:
         """One parameter set a level of the rows, inside physical bounds."""
         import numpy as np
 
         log_factor = np.zeros((len(self._rows.levels), len(self.names)))
-        for index, name in enumerate(self._free):
-            log_factor[:, self.names.index(name)] += exponents[index]
-        for index, item in enumerate(self._deviations):
-            log_factor[self._columns[index], self.names.index(item.parameter)] += exponents[len(self._free) + index]
+        for (parameter, levels), exponent in zip(self._moves, exponents, strict=True):
+            log_factor[levels, parameter] += exponent
         values: NDArray[np.float64] = np.clip(self._prior * np.exp(log_factor), self._low, self._high)
         return values
 
@@ -144,53 +187,138 @@ class Calibrator:
         """Predictions of every row."""
         return self._rows.predict(self.parameter_sets(exponents))
 
+    def _logs(self, exponents: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Log ratios of predicted to measured TPOT, then TTFT; 0 where there is nothing to compare."""
+        import numpy as np
+
+        predicted = self.predict(exponents)
+        logs = np.concatenate([np.log(predicted[:, 0] / self._tpot_s), np.log(predicted[:, 1] / self._ttft_s)])
+        usable: NDArray[np.float64] = np.nan_to_num(logs, nan=0.0, posinf=0.0, neginf=0.0)
+        return usable
+
+    def _jacobian(self, exponents: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Derivatives of :meth:`_logs`, in one call of the core."""
+        import numpy as np
+
+        here = self.parameter_sets(exponents)
+        base = self._rows.predict(here)
+        sets: list[NDArray[np.float64]] = []
+        rows: list[NDArray[np.int64]] = []
+        set_of_job: list[NDArray[np.int64]] = []
+        columns: list[NDArray[np.int64]] = []
+        steps: list[NDArray[np.float64]] = []
+        for column, (_, levels) in enumerate(self._moves):
+            step = STEP if exponents[column] + STEP < self._high_exponent[column] else -STEP
+            moved = exponents.copy()
+            moved[column] += step
+            # Only the levels that this exponent moves, and of their rows all.
+            changed = self.parameter_sets(moved)[levels]
+            number = np.full(len(here), -1)
+            number[levels] = len(sets) + np.arange(len(levels))
+            touched = np.flatnonzero(number[self._set_of_row] >= 0)
+            sets.extend(changed)
+            rows.append(touched)
+            set_of_job.append(number[self._set_of_row[touched]])
+            columns.append(np.full(len(touched), column))
+            steps.append(np.full(len(touched), step))
+        row, column_of_job, step_of_job = np.concatenate(rows), np.concatenate(columns), np.concatenate(steps)
+        predicted = self._rows.predict_jobs(row, np.concatenate(set_of_job), np.array(sets))
+        n = len(self._set_of_row)
+        jacobian = np.zeros((2 * n, len(exponents)))
+        for quantity in (0, 1):
+            change = np.log(predicted[:, quantity] / base[row, quantity]) / step_of_job
+            jacobian[row + quantity * n, column_of_job] = np.nan_to_num(change, nan=0.0, posinf=0.0, neginf=0.0)
+        return jacobian
+
     def fit(
-        self, is_used: NDArray[np.bool_] | None = None, start: NDArray[np.float64] | None = None
+        self,
+        is_used: NDArray[np.bool_] | None = None,
+        start: NDArray[np.float64] | None = None,
+        jacobian: NDArray[np.float64] | None = None,
+        linearisations: int = MOST_LINEARISATIONS,
     ) -> NDArray[np.float64]:
         """Exponents that fit the rows in use.
 
         Args:
             is_used: Rows to fit; all by default.
             start: Exponents to start from; the priors by default.
+            jacobian: Derivatives at `start`, where they are known.
+            linearisations: Most times that the derivatives are worked out.
 
         Returns:
             The optimum.
         """
         import numpy as np
-        from scipy.optimize import least_squares
 
-        weight = np.where(self._is_scored, 1.0, QUEUED_WEIGHT)
-        used = np.flatnonzero(np.ones(len(weight), bool) if is_used is None else is_used)
-        tpot_weight = weight[used] / TPOT_SD
-        ttft_weight = TTFT_WEIGHT / TPOT_SD * self._is_scored[used]
+        used = np.ones(len(self._set_of_row), bool) if is_used is None else is_used
+        weight = self._weight * np.concatenate([used, used])
+        exponents = np.zeros(len(self._sd)) if start is None else start.copy()
+        exponents = np.clip(exponents, self._low_exponent, self._high_exponent)
+        offsets = np.zeros(self._groups.shape[1])
+        prior_sd = np.concatenate([self._sd, np.full(len(offsets), self._nuisance_sd)])
+        logs = self._logs(exponents)
 
-        def residuals(exponents: NDArray[np.float64]) -> NDArray[np.float64]:
-            predicted = self.predict(exponents)[used]
-            tpot = np.log(predicted[:, 0] / self._tpot_s[used]) * tpot_weight
-            ttft = np.log(predicted[:, 1] / self._ttft_s[used]) * ttft_weight
-            data = np.nan_to_num(np.concatenate([tpot, ttft]), nan=0.0)
+        def cost(logs: NDArray[np.float64], exponents: NDArray[np.float64], offsets: NDArray[np.float64]) -> float:
+            data = (logs + self._groups @ offsets) * weight
+            priors = np.concatenate([exponents, offsets]) / prior_sd
             # Soft L1: quadratic near zero, linear for outliers.
-            robust = np.sign(data) * np.sqrt(2.0 * (np.sqrt(1.0 + data * data) - 1.0))
-            return np.concatenate([robust, exponents / self._sd])
+            return float(2.0 * (np.sqrt(1.0 + data * data) - 1.0).sum() + priors @ priors)
 
-        def jacobian(exponents: NDArray[np.float64]) -> NDArray[np.float64]:
-            here = residuals(exponents)
-            columns = []
-            for index in range(len(exponents)):
-                step = STEP if exponents[index] + STEP < high[index] else -STEP
-                moved = exponents.copy()
-                moved[index] += step
-                columns.append((residuals(moved) - here) / step)
-            return np.stack(columns, axis=1)
+        known = cost(logs, exponents, offsets)
+        for linearisation in range(max(linearisations, 1)):
+            if jacobian is None or linearisation > 0:
+                jacobian = self._jacobian(exponents)
+            whole = np.hstack([jacobian, self._groups]) * weight[:, None]
+            largest_move = 0.0
+            for _ in range(STEPS_PER_LINEARISATION):
+                data = (logs + self._groups @ offsets) * weight
+                robust = 1.0 / np.sqrt(1.0 + data * data)
+                gradient = whole.T @ (robust * data) + np.concatenate([exponents, offsets]) / prior_sd**2
+                hessian = (whole * robust[:, None]).T @ whole + np.diag(1.0 / prior_sd**2)
+                step = self._bounded_step(hessian, gradient, exponents)
+                for _ in range(HALVINGS):
+                    moved = np.clip(exponents + step[: len(exponents)], self._low_exponent, self._high_exponent)
+                    moved_offsets = offsets + step[len(exponents) :]
+                    moved_logs = self._logs(moved)
+                    moved_cost = cost(moved_logs, moved, moved_offsets)
+                    if moved_cost < known:
+                        break
+                    step = 0.5 * step
+                else:
+                    break
+                move = float(np.abs(moved - exponents).max())
+                largest_move = max(largest_move, move)
+                is_converged = known - moved_cost < COST_TOLERANCE * known
+                exponents, offsets, logs, known = moved, moved_offsets, moved_logs, moved_cost
+                if is_converged:
+                    break
+            if largest_move < MOVE_TOLERANCE:
+                break
+        self._curvature = hessian[: len(exponents), : len(exponents)]
+        self._last_jacobian = jacobian
+        return exponents
 
-        low, high = self._bounds()
-        first = np.clip(np.zeros(len(self._sd)) if start is None else start, low + 1e-9, high - 1e-9)
-        answer = least_squares(
-            residuals, first, jac=jacobian, bounds=(low, high), max_nfev=MAX_EVALUATIONS, ftol=1e-4, xtol=1e-4
-        )
-        optimum: NDArray[np.float64] = answer.x
-        self._curvature = answer.jac.T @ answer.jac
-        return optimum
+    def _bounded_step(
+        self, hessian: NDArray[np.float64], gradient: NDArray[np.float64], exponents: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The Gauss-Newton step with the exponents that would leave their bounds held at them."""
+        import numpy as np
+
+        count = len(exponents)
+        held = np.zeros(len(gradient), bool)
+        step = np.zeros(len(gradient))
+        for _ in range(4):
+            free = ~held
+            step[:] = 0.0
+            step[free] = -np.linalg.solve(hessian[np.ix_(free, free)], gradient[free])
+            leaving = np.zeros(len(gradient), bool)
+            leaving[:count] = ((exponents <= self._low_exponent) & (step[:count] < 0)) | (
+                (exponents >= self._high_exponent) & (step[:count] > 0)
+            )
+            if not leaving.any():
+                break
+            held |= leaving
+        return step
 
     def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         import numpy as np
@@ -223,13 +351,19 @@ class Calibrator:
         return Fit(base, deviations, uncertainty, exponents)
 
     def leave_out(self, keys: Sequence[object], start: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Predictions of each row by a fit that never saw the rows with its key."""
+        """Predictions of each row by a fit that never saw the rows with its key.
+
+        Args:
+            keys: One a row.
+            start: Optimum of all rows, to start from.
+        """
         import numpy as np
 
+        jacobian = self._jacobian(start)
         predictions = np.full((len(keys), 4), np.nan)
         for key in sorted(set(keys), key=str):
             is_held_out = np.array([entry == key for entry in keys])
-            exponents = self.fit(~is_held_out, start)
+            exponents = self.fit(~is_held_out, start, jacobian, LEAVE_OUT_LINEARISATIONS)
             predictions[is_held_out] = self.predict(exponents)[is_held_out]
         return predictions
 

@@ -24,6 +24,18 @@ Level = tuple[str, str, str]
 """Engine, accelerator family and weight precision: what deviations of a calibration may depend on."""
 
 
+def level_names(level: Level) -> dict[str, str]:
+    """Name of a row's level at each level of a calibration."""
+    engine, family, precision = level
+    return {
+        "engine": engine,
+        "family": family,
+        "format": precision,
+        "stack": f"{engine} {family}",
+        "kernel": f"{engine} {family} {precision}",
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class CompiledRows:
     """Rows compiled into the core.
@@ -32,17 +44,25 @@ class CompiledRows:
         rows: The rows that can be predicted.
         refused: Reason by id of the others.
         levels: Distinct engine, family and precision of the rows; one parameter set each.
-        pue: Facility power over IT power, irrelevant to time.
+        sets: Index of each row's level.
     """
 
     rows: list[ServingRow]
     refused: dict[str, str]
     levels: list[Level]
+    sets: list[int]
     _core: Any
 
     def predict(self, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
         """Rows x (tpot_s, ttft_s, output_tps_per_chip, decode_step_s) for one parameter set a level; NaN = no fit."""
         predicted: NDArray[np.float64] = self._core.predict(parameters)
+        return predicted
+
+    def predict_jobs(
+        self, rows: NDArray[np.int64], sets: NDArray[np.int64], parameters: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """As :meth:`predict`, for row `rows[i]` with set `sets[i]` of `parameters`."""
+        predicted: NDArray[np.float64] = self._core.predict_jobs(rows, sets, parameters)
         return predicted
 
 
@@ -63,6 +83,7 @@ def compile_rows(rows: Sequence[ServingRow], registry: PluginRegistry) -> Compil
     models: dict[str, Any] = {}
     chips: dict[str, Any] = {}
     levels: dict[Level, int] = {}
+    sets: list[int] = []
     entries = []
     for row in rows:
         chip = registry.accelerators.get(row.accelerator)
@@ -79,13 +100,14 @@ def compile_rows(rows: Sequence[ServingRow], registry: PluginRegistry) -> Compil
         models.setdefault(row.model, architecture)
         chips.setdefault(row.accelerator, core_accelerator(chip, DEFAULT_PUE))
         level = (row.engine, chip.family, label)
+        sets.append(levels.setdefault(level, len(levels)))
         entries.append(
             {
                 "model": list(models).index(row.model),
                 "accelerator": list(chips).index(row.accelerator),
                 "weights": formats,
                 "kv_precision": kv_format(row),
-                "set": levels.setdefault(level, len(levels)),
+                "set": sets[-1],
                 "layout": {"tp": row.tp, "pp": row.pp, "ep": row.ep, "attn_dp": row.attn_dp},
                 "workload": {"isl": row.isl, "osl": row.osl, "prefix_hit": 0.0},
                 "concurrency": row.concurrency,
@@ -94,7 +116,7 @@ def compile_rows(rows: Sequence[ServingRow], registry: PluginRegistry) -> Compil
         )
         kept.append(row)
     problem = {"models": list(models.values()), "accelerators": list(chips.values()), "rows": entries}
-    return CompiledRows(kept, refused, list(levels), _core.ServingRows(json.dumps(problem)))
+    return CompiledRows(kept, refused, list(levels), sets, _core.ServingRows(json.dumps(problem)))
 
 
 def kv_format(row: ServingRow) -> str:

@@ -39,7 +39,7 @@ SLICES: Mapping[str, Callable[[ServingRow], str]] = {
     "mode": lambda row: row.mode,
 }
 
-BUNDLED_ROWS = Path(__file__).parent / "data" / "serving_curves.csv"
+BUNDLED_ROWS = Path(__file__).parent / "data" / "serving_sweeps.csv"
 """InferenceX points of April 2026 and companion engine sweeps; each row carries its source and date."""
 
 

@@ -49,6 +49,15 @@ pub struct Row {
     pub max_batch: Option<f64>,
 }
 
+/// A row to predict, and the parameter set to predict it with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Job {
+    /// Index of the row.
+    pub row: usize,
+    /// Index of the parameter set.
+    pub set: usize,
+}
+
 /// Predicted operation of one row; NaN where the model does not fit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prediction {
@@ -100,16 +109,36 @@ impl RowSet {
     /// # Errors
     /// [`CoreError::BadInput`] when a row names a set that is not there.
     pub fn predict(&self, sets: &[EngineParameters]) -> Result<Vec<Prediction>, CoreError> {
-        self.rows
-            .par_iter()
-            .map(|row| {
-                let parameters = sets.get(row.set).ok_or_else(|| {
-                    CoreError::bad_input(
-                        "parameter set",
-                        row.set,
-                        format!("expected below {}", sets.len()),
-                    )
-                })?;
+        let jobs: Vec<Job> = (0..self.rows.len())
+            .map(|row| Job {
+                row,
+                set: self.rows[row].set,
+            })
+            .collect();
+        self.predict_jobs(&jobs, sets)
+    }
+
+    /// Predicts chosen rows, each with a chosen parameter set: many sets in one call, and no row that a set cannot
+    /// touch (a Jacobian needs a column's own rows only).
+    ///
+    /// # Errors
+    /// [`CoreError::BadInput`] when a job names a row or a set that is not there.
+    pub fn predict_jobs(
+        &self,
+        jobs: &[Job],
+        sets: &[EngineParameters],
+    ) -> Result<Vec<Prediction>, CoreError> {
+        jobs.par_iter()
+            .with_min_len(64)
+            .map(|job| {
+                let (Some(row), Some(parameters)) = (self.rows.get(job.row), sets.get(job.set))
+                else {
+                    return Err(CoreError::bad_input(
+                        "job",
+                        format!("row {} set {}", job.row, job.set),
+                        format!("expected below {} and {}", self.rows.len(), sets.len()),
+                    ));
+                };
                 Ok(self.predict_row(row, parameters))
             })
             .collect()
@@ -164,22 +193,47 @@ impl RowSet {
 
 /// The running batch per rank and slot at which `in_flight` requests are on the replica.
 ///
-/// Bisection: requests in flight rise with the batch.
+/// Requests in flight rise with the batch, from 0 at an empty replica. The root is bracketed and found by false position
+/// with the Illinois rule, to 1e-12 of the bracket: about a fourth of the evaluations that halving would need.
 #[must_use]
 pub fn batch_in_flight(step: &StepModel, steady: &SteadyState, in_flight: f64) -> f64 {
-    const HALVINGS: u32 = 26;
+    const MOST_EVALUATIONS: u32 = 60;
+    const TOLERANCE: f64 = 1e-12;
+    let excess = |batch: f64| {
+        let operation = steady.operation(batch, step.decode_step_s(batch));
+        operation.in_flight - in_flight
+    };
     let mut low = 0.0;
     let mut high = in_flight / steady.batches();
-    for _ in 0..HALVINGS {
-        let middle = 0.5 * (low + high);
-        if steady
-            .operation(middle, step.decode_step_s(middle))
-            .in_flight
-            < in_flight
-        {
-            low = middle;
+    let width = high;
+    let mut excess_low = -in_flight;
+    let mut excess_high = excess(high);
+    if excess_high <= 0.0 {
+        return high;
+    }
+    let mut kept = 0;
+    for _ in 0..MOST_EVALUATIONS {
+        let guess =
+            (high - excess_high * (high - low) / (excess_high - excess_low)).clamp(low, high);
+        let excess_guess = excess(guess);
+        if excess_guess.abs() <= TOLERANCE * in_flight || high - low <= TOLERANCE * width {
+            return guess;
+        }
+        if excess_guess < 0.0 {
+            low = guess;
+            excess_low = excess_guess;
+            // The same end kept twice: halve its value, so that it moves too.
+            if kept == 1 {
+                excess_high *= 0.5;
+            }
+            kept = 1;
         } else {
-            high = middle;
+            high = guess;
+            excess_high = excess_guess;
+            if kept == -1 {
+                excess_low *= 0.5;
+            }
+            kept = -1;
         }
     }
     high

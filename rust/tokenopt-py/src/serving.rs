@@ -1,12 +1,12 @@
 //! Serving: search, explain, model counts, prediction of rows.
 
-use numpy::{IntoPyArray, PyArray2, PyReadonlyArray2};
+use numpy::{IntoPyArray, PyArray2, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
 use tokenopt_core::count;
 use tokenopt_core::error::CoreError;
 use tokenopt_core::model::ModelSpec;
 use tokenopt_core::parameters::{EngineParameters, PARAMETERS};
-use tokenopt_core::predict::RowSet;
+use tokenopt_core::predict::{Job, Prediction, RowSet};
 use tokenopt_core::search::SearchProblem;
 
 use crate::convert::{to_json, to_python};
@@ -70,22 +70,57 @@ impl ServingRows {
         py: Python<'py>,
         parameters: PyReadonlyArray2<'py, f64>,
     ) -> PyResult<Bound<'py, PyArray2<f64>>> {
-        // Copied in: another thread may write the array once the interpreter is released.
-        let sets = parameters
-            .as_array()
-            .rows()
-            .into_iter()
-            .map(|row| EngineParameters::from_slice(&row.to_vec()))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(to_python)?;
+        let sets = parameter_sets(&parameters)?;
         let predictions = py.detach(|| self.rows.predict(&sets)).map_err(to_python)?;
-        let mut table = numpy::ndarray::Array2::zeros((predictions.len(), 4));
-        for (mut line, prediction) in table.rows_mut().into_iter().zip(&predictions) {
-            line[0] = prediction.tpot_s;
-            line[1] = prediction.ttft_s;
-            line[2] = prediction.output_tps_per_chip;
-            line[3] = prediction.decode_step_s;
-        }
-        Ok(table.into_pyarray(py))
+        Ok(table(py, &predictions))
     }
+
+    /// Predicts row `rows[i]` with set `sets[i]` of `parameters`; the answer as from `predict`, one line a job.
+    fn predict_jobs<'py>(
+        &self,
+        py: Python<'py>,
+        rows: PyReadonlyArray1<'py, i64>,
+        sets: PyReadonlyArray1<'py, i64>,
+        parameters: PyReadonlyArray2<'py, f64>,
+    ) -> PyResult<Bound<'py, PyArray2<f64>>> {
+        let parameters = parameter_sets(&parameters)?;
+        // A negative index becomes one that is out of range, which the core refuses.
+        let index = |value: &i64| usize::try_from(*value).unwrap_or(usize::MAX);
+        let jobs: Vec<Job> = rows
+            .as_array()
+            .iter()
+            .zip(sets.as_array())
+            .map(|(row, set)| Job {
+                row: index(row),
+                set: index(set),
+            })
+            .collect();
+        let predictions = py
+            .detach(|| self.rows.predict_jobs(&jobs, &parameters))
+            .map_err(to_python)?;
+        Ok(table(py, &predictions))
+    }
+}
+
+/// Copied in: another thread may write the array once the interpreter is released.
+fn parameter_sets(parameters: &PyReadonlyArray2<'_, f64>) -> PyResult<Vec<EngineParameters>> {
+    parameters
+        .as_array()
+        .rows()
+        .into_iter()
+        .map(|row| EngineParameters::from_slice(&row.to_vec()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(to_python)
+}
+
+/// One line a prediction.
+fn table<'py>(py: Python<'py>, predictions: &[Prediction]) -> Bound<'py, PyArray2<f64>> {
+    let mut table = numpy::ndarray::Array2::zeros((predictions.len(), 4));
+    for (mut line, prediction) in table.rows_mut().into_iter().zip(predictions) {
+        line[0] = prediction.tpot_s;
+        line[1] = prediction.ttft_s;
+        line[2] = prediction.output_tps_per_chip;
+        line[3] = prediction.decode_step_s;
+    }
+    table.into_pyarray(py)
 }

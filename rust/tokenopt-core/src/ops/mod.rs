@@ -4,9 +4,10 @@
 //! context, but not on how many tokens the step carries. [`Operator::seconds`] is the one formula; the vectorised scan
 //! ([`Operator::add_seconds`]) and the breakdown ([`Operator::pieces`]) call the same inlined functions.
 
+pub mod activations;
 pub mod attention;
 pub mod collective;
-pub mod elementwise;
+
 pub mod experts;
 pub mod gemm;
 
