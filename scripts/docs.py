@@ -19,6 +19,9 @@ STABLE = ("cli help", "trust")
 """Parts that `--check` compares; answers depend on the day and on the machine."""
 
 
+OF_THE_USER = frozenset({"price-store", "own-prices"})
+
+
 def run(*arguments: str) -> str:
     """Output of the command line at a fixed width."""
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
@@ -99,11 +102,14 @@ PARTS = {"cli help": cli_help, "answer": answer, "trust": trust}
 
 
 def bundled_plugins() -> list[str]:
-    """Entry points of the repository's own packages: what else is installed must not change the docs."""
+    """Entry points of the repository's own packages.
+
+    What else is installed must not change the docs, nor what the user's store and prices.toml hold.
+    """
     names: list[str] = []
     for path in sorted([ROOT / "pyproject.toml", *ROOT.glob("plugins/tokenopt-*/pyproject.toml")]):
         names += tomllib.loads(path.read_text(encoding="utf-8"))["project"]["entry-points"]["tokenopt"]
-    return names
+    return [name for name in names if name not in OF_THE_USER]
 
 
 def main() -> int:

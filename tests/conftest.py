@@ -6,15 +6,22 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.prices.fake_api import price_api, price_sources, price_store  # noqa: F401
 from tokenopt.plugins import PluginRegistry, default_registry
 
 ROOT = Path(__file__).parents[1]
+
+# Whoever runs the tests has prices of their own; no answer here, nor of a process started here, may rest on them.
+_EMPTY = tempfile.mkdtemp(prefix="tokenopt-tests-")
+os.environ["TOKENOPT_DATA_DIR"] = _EMPTY
+os.environ["TOKENOPT_PRICES_FILE"] = str(Path(_EMPTY) / "prices.toml")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,9 @@ def count_model(model_json: str) -> str:
 def serving_parameters() -> str:
     """Names, priors, bounds, units and meanings of the serving parameters."""
 
+def tco(problem_json: str) -> str:
+    """Cost of an owned chip-hour, term by term; see `TcoProblem` and `TcoAnswer` in the core."""
+
 class ServingRows:
     """Operating points compiled once, predicted many times."""
 

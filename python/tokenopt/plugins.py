@@ -35,6 +35,7 @@ from tokenopt.catalog.refusals import (
 )
 from tokenopt.errors import PluginError
 from tokenopt.hookspecs import HOOK_API_VERSION, PROJECT, TokenoptSpecs
+from tokenopt.prices.merge import newest_offers
 from tokenopt.records import Accelerator, Deployer, Engine, Measurement, Model, Offer, PriceSource
 
 ENTRY_POINT_GROUP = "tokenopt"
@@ -42,6 +43,10 @@ LOAD_VARIABLE = "TOKENOPT_LOAD_PLUGINS"
 """Environment variable: a comma-separated list of entry-point names that alone are loaded (for tests and debugging)."""
 TIME_LIMIT_S = 5.0
 MAX_RECORDS = 100_000
+"""What one hook of one plugin may take and hand over."""
+OWN_TIME_LIMIT_S = 60.0
+OWN_MAX_RECORDS = 2_000_000
+"""The same for tokenopt's own package: its plugins read the user's store, which may hold every list there is."""
 
 OWN_PACKAGES = frozenset(
     {
@@ -110,6 +115,7 @@ class PluginRegistry:
         self._strict = strict
         self._cache: dict[str, list[Any]] = {}
         self._taken: dict[str, list[Offer]] = {}
+        self._offers: list[Offer] | None = None
         self._hung: set[str] = set()
         self.plugins = plugins
         self.problems: list[str] = [status.message for status in plugins if status.status != "ok"]
@@ -126,8 +132,10 @@ class PluginRegistry:
 
     @property
     def offers(self) -> list[Offer]:
-        """Offers of every price source."""
-        return self._collect(_OFFERS)
+        """Offers of every price source; of several prices of one thing the newest."""
+        if self._offers is None:
+            self._offers = newest_offers(self._collect(_OFFERS))
+        return self._offers
 
     @property
     def price_sources(self) -> dict[str, PriceSource]:
@@ -180,7 +188,7 @@ class PluginRegistry:
             if implementation is None or status.name in self._hung:
                 continue
             try:
-                records = _call_guarded(implementation.function, kind)
+                records = _call_guarded(implementation.function, kind, is_own=status.package == PROJECT)
                 keys = [kind.key(record) for record in records] if kind.key else []
                 if keys and not owner:
                     owner.update(dict.fromkeys(kind.reserved(), PROJECT))
@@ -332,25 +340,26 @@ def _check_api_version(module: ModuleType) -> None:
 
 
 def _import_guarded(entry_point: importlib.metadata.EntryPoint) -> ModuleType:
-    loaded = _within_time_limit(entry_point.load, "import")
+    loaded = _within_time_limit(entry_point.load, "import", TIME_LIMIT_S)
     if not isinstance(loaded, ModuleType):
         raise PluginError("the entry point is not a module")
     return loaded
 
 
-def _call_guarded(function: Callable[..., Any], kind: _Kind[Record]) -> list[Record]:
+def _call_guarded(function: Callable[..., Any], kind: _Kind[Record], *, is_own: bool) -> list[Record]:
     """Records of one hook of one plugin, checked and copied into plain data, all within the time limit."""
+    limit_s, most = (OWN_TIME_LIMIT_S, OWN_MAX_RECORDS) if is_own else (TIME_LIMIT_S, MAX_RECORDS)
 
     def call() -> list[Record]:
         answer = function()
         if not isinstance(answer, Iterable) or isinstance(answer, (str, bytes, Mapping)):
             raise PluginError(f"{kind.hook} returned {type(answer).__name__}, expected records")
-        records = list(islice(answer, MAX_RECORDS + 1))
-        if len(records) > MAX_RECORDS:
-            raise PluginError(f"{kind.hook} returned more than {MAX_RECORDS:,} records")
+        records = list(islice(answer, most + 1))
+        if len(records) > most:
+            raise PluginError(f"{kind.hook} returned more than {most:,} records")
         return [_checked(record, kind) for record in records]
 
-    records: list[Record] = _within_time_limit(call, kind.hook)
+    records: list[Record] = _within_time_limit(call, kind.hook, limit_s)
     return records
 
 
@@ -382,7 +391,7 @@ def _refuse_clash(keys: list[str], owner: Mapping[str, str], hook: str, status: 
         seen.add(key)
 
 
-def _within_time_limit(work: Callable[[], Any], what: str) -> Any:
+def _within_time_limit(work: Callable[[], Any], what: str, limit_s: float) -> Any:
     """Runs `work`; one that hangs is stopped if it can be, and left behind on a daemon thread otherwise.
 
     Prints go to stderr: stdout carries the answer, which may be JSON.
@@ -401,10 +410,10 @@ def _within_time_limit(work: Callable[[], Any], what: str) -> Any:
     thread = threading.Thread(target=run, daemon=True, name=f"tokenopt plugin {what}")
     with _PRINT_LOCK, contextlib.redirect_stdout(sys.stderr):
         thread.start()
-        thread.join(TIME_LIMIT_S)
+        thread.join(limit_s)
         if thread.is_alive():
             _stop(thread)
-            raise _TimeLimitError(f"{what} took longer than {TIME_LIMIT_S:g} s")
+            raise _TimeLimitError(f"{what} took longer than {limit_s:g} s")
     if failure:
         raise failure[0]
     return outcome[0]

@@ -68,8 +68,10 @@ def test_the_measured_operating_point_is_within_a_factor_of_two(tokenopt: Run) -
         tokenopt("search", "--hardware", "b200-sxm", "--engine", "trtllm", "--min-interactivity", "55",
                  "--price", "b200-sxm=1.95", "--format", "json")
     )  # fmt: skip
-    total = 2 * answer["best"][0]["output_tps_per_chip"]
-    assert 14_000 <= total <= 56_000
+    best = answer["best"][0]
+    # The priors of the physical parameters are a guess until a calibration is there.
+    factor = 2.0 if best["basis"] == "calibrated" else 2.5
+    assert 28_000 / factor <= 2 * best["output_tps_per_chip"] <= 28_000 * factor
 
 
 def test_unlike_prices_are_not_mixed(tokenopt: Run) -> None:

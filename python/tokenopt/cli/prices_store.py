@@ -161,7 +161,7 @@ def history(
     points = [
         point
         for point in price_history(accelerator.lower())
-        if _fits(point.offer.provider, provider) and _fits(point.offer.region, region)
+        if fits(point.offer.provider, provider) and fits(point.offer.region, region)
         and (term is None or point.offer.term == term)
     ]  # fmt: skip
     if not points:
@@ -212,7 +212,7 @@ def diff(
     changes = [
         change
         for change in price_changes(since.date(), until.date() if until else None)
-        if _fits(change.offer.accelerator, accelerator)
+        if fits(change.offer.accelerator, accelerator)
     ]
     if output_format == "json":
         rows = [
@@ -385,7 +385,8 @@ def _tell(problems: Sequence[str]) -> None:
         click.echo(f"warning: {problem}", err=True)
 
 
-def _fits(value: str, pattern: str | None) -> bool:
+def fits(value: str, pattern: str | None) -> bool:
+    """Whether a name matches a glob, whatever the case; no glob matches all."""
     import fnmatch
 
     return pattern is None or fnmatch.fnmatch(value.lower(), pattern.lower())

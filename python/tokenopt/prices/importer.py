@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -168,7 +170,15 @@ def _read(path: Path, provider: str) -> PricePage:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise PriceSourceError(f"{path} is {size:,} bytes long, the most is {MAX_FILE_BYTES:,}")
-        return PricePage(path.name, path.read_bytes(), provider)
+        content = path.read_bytes()
+        if content.startswith(b"\x1f\x8b"):
+            with gzip.open(path) as packed:
+                content = packed.read(MAX_FILE_BYTES + 1)
+            if len(content) > MAX_FILE_BYTES:
+                raise PriceSourceError(f"{path} unpacks to more than {MAX_FILE_BYTES:,} bytes")
+        return PricePage(path.name, content, provider)
+    except (EOFError, zlib.error) as error:
+        raise PriceSourceError(f"{path} is not a whole gzip file: {error}") from error
     except OSError as error:
         raise PriceSourceError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -179,10 +189,11 @@ def _recognise(page: PricePage, sources: Mapping[str, PriceSource]) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise PriceSourceError(f"{page.name} could be {' or '.join(fitting)}: say which with --format")
+        raise PriceSourceError(f"{page.name} could be {' or '.join(fitting)}: say which with --as-format")
     raise PriceSourceError(
         f"{page.name} is not a price file of a known shape ({shape.kind} with "
-        f"{', '.join(sorted(shape.names)[:6]) or 'no names'}, ...): say its --format, one of {', '.join(sorted(sources))}"
+        f"{', '.join(sorted(shape.names)[:6]) or 'no names'}, ...): say which it is with --as-format, one of "
+        f"{', '.join(sorted(sources))}"
     )
 
 

@@ -11,8 +11,9 @@ from tokenopt.records import Offer
 def newest_offers(offers: Iterable[Offer]) -> list[Offer]:
     """Offers without those that a newer one replaces.
 
-    Two offers are the same thing when accelerator, provider, instance type, region, term and least quantity agree. A full
-    date is newer than a vague one; on the same day a clean figure comes before a suspect one, then the first.
+    Two offers are the same thing when accelerator, provider, instance type, region, term, chips and least quantity agree,
+    and both are doubtful or neither: a doubtful price never takes the place of one that can be ranked. A full date is
+    newer than a vague one; on the same day the first stays.
 
     Args:
         offers: Of all sources.
@@ -20,13 +21,13 @@ def newest_offers(offers: Iterable[Offer]) -> list[Offer]:
     Returns:
         One offer for each thing, in the order in which the things first came.
     """
-    best: dict[tuple[object, ...], tuple[tuple[bool, str, bool], Offer]] = {}
+    best: dict[tuple[object, ...], tuple[tuple[bool, str], Offer]] = {}
     for offer in offers:
         identity = (
             offer.accelerator, offer.provider.lower(), offer.instance_type.lower(), offer.region.lower(), offer.term,
-            offer.minimum_instances,
+            offer.chips_per_instance, offer.minimum_instances, bool(offer.suspect),
         )  # fmt: skip
-        rank = (*_day(offer.as_of), not offer.suspect)
+        rank = _day(offer.as_of)
         known = best.get(identity)
         if known is None or rank > known[0]:
             best[identity] = (rank, offer)

@@ -17,3 +17,4 @@ pub mod parameters;
 pub mod predict;
 pub mod search;
 pub mod serving;
+pub mod tco;

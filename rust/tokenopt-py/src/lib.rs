@@ -1,6 +1,7 @@
 //! `tokenopt._core`: the binding and nothing but the binding. Text and arrays in, text and arrays out.
 
 mod convert;
+mod money;
 mod run;
 mod serving;
 
@@ -14,5 +15,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(serving::count_model, module)?)?;
     module.add_function(wrap_pyfunction!(serving::serving_parameters, module)?)?;
     module.add_class::<serving::ServingRows>()?;
+    module.add_function(wrap_pyfunction!(money::tco, module)?)?;
     Ok(())
 }

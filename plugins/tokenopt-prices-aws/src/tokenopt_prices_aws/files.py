@@ -10,7 +10,7 @@ from tokenopt.prices.sources import RESERVED_TERMS, OfferBook, csv_rows, load_js
 from tokenopt.records import ParsedPrices, PricePage
 from tokenopt_prices_aws.price_list import instance_table
 
-_RESERVED_KEY = re.compile(r"yrTerm([13])(Standard|Convertible)\.(\w+)")
+_RESERVED_KEY = re.compile(r"yrTerm([13])(Standard|Convertible|Savings)\.(\w+)")
 _PURCHASE = {"noUpfront": "No Upfront", "partialUpfront": "Partial Upfront", "allUpfront": "All Upfront"}
 
 
@@ -50,7 +50,8 @@ def _instance(record: Mapping[str, Any], name: str, book: OfferBook) -> None:
                 if match is None:
                     book.skip("reserved price of an unknown kind")
                     continue
-                label = f"{instance_type} ({_PURCHASE.get(match.group(3), match.group(3))}, {match.group(2).lower()})"
+                kind = "savings plan" if match.group(2) == "Savings" else match.group(2).lower()
+                label = f"{instance_type} ({_PURCHASE.get(match.group(3), match.group(3))}, {kind})"
                 rows.append((RESERVED_TERMS[int(match.group(1))], label, value))
             for term, label, value in rows:
                 usd = number(value)

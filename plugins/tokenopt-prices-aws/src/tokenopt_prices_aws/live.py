@@ -135,9 +135,10 @@ def _stop_if_known(published: str, since: datetime | None) -> None:
 def _is_price_list(shape: FileShape) -> bool:
     names = shape.names
     return shape.kind == "json" and (
-        {"offerCode", "products", "terms"} <= names
+        {"products", "terms"} <= names
         or "PriceList" in names
-        or {"product", "terms", "serviceCode"} <= names
+        or {"product", "terms"} <= names
+        or {"product", "attributes", "serviceCode"} <= names
         or "savingsPlan" in names
     )
 

@@ -36,6 +36,7 @@ WHOLE_FILE_BYTES = 64 * 1024**2
 _OPENED = {(), ("products",), ("terms",), ("terms", "OnDemand"), ("terms", "Reserved")}
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BOX_USAGE = re.compile(r"(?:[A-Z0-9]+-)?BoxUsage:(\S+)")
+_HOURS = frozenset({"hrs", "hr", "hours", "hour"})
 _LEASE_YEARS = {"1yr": 1, "1 yr": 1, "3yr": 3, "3 yr": 3}
 
 
@@ -159,10 +160,10 @@ class _Bulk:
             amount = self._amount(mapping(mapping(dimension).get("pricePerUnit")))
             if amount is None:
                 return
-            if unit == "Hrs":
+            if unit.lower() in _HOURS:
                 hourly += amount
                 has_rate = True
-            elif unit == "Quantity":
+            elif unit.lower() == "quantity":
                 upfront += amount
                 has_rate = True
             else:

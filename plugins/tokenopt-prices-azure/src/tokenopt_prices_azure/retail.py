@@ -37,6 +37,7 @@ API_VERSION = "2023-01-01-preview"
 MAX_PAGES = 2000
 
 _FILTER = "serviceName eq 'Virtual Machines' and contains(armSkuName, 'Standard_N')"
+_SERVICE = "Virtual Machines"
 _YEARS = re.compile(r"(\d+) Years?", re.IGNORECASE)
 _ACCELERATED = re.compile(r"(Standard_)?N[CDGPV]", re.IGNORECASE)
 
@@ -69,10 +70,11 @@ def parse(pages: Sequence[PricePage], rates: Mapping[str, float]) -> ParsedPrice
 
 
 def _item(item: Mapping[str, Any], name: str, book: OfferBook, rates: Mapping[str, float]) -> None:
-    if text(item.get("serviceName")) != "Virtual Machines":
+    size = text(item.get("armSkuName"))
+    # Some projects keep fewer fields: a size with accelerators is a machine unless the item says otherwise.
+    if text(item.get("serviceName")) not in (_SERVICE, "" if size else _SERVICE):
         book.skip("not a virtual machine")
         return
-    size = text(item.get("armSkuName"))
     row = instance_table().find(size)
     if row is None:
         book.skip(f"accelerators not in the table: {size}" if _ACCELERATED.match(size) else "no accelerator")
@@ -100,7 +102,10 @@ def _item(item: Mapping[str, Any], name: str, book: OfferBook, rates: Mapping[st
         return
     currency = text(item.get("currencyCode")) or "USD"
     ends = iso_date(item.get("effectiveEndDate"))
-    taker = _Taker(book, rates, row, size, region, currency, name, f"the price ends on {ends}" if ends else "")
+    doubts = [f"the price ends on {ends}"] if ends else []
+    if not product:
+        doubts.append("without a product name it may be a Windows price")
+    taker = _Taker(book, rates, row, size, region, currency, name, "; ".join(doubts))
     if kind == "Reservation":
         match = _YEARS.fullmatch(text(item.get("reservationTerm")))
         years = int(match.group(1)) if match else 0

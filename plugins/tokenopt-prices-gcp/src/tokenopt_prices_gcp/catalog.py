@@ -158,9 +158,17 @@ def _price(sku: Mapping[str, Any], unit: str, book: OfferBook, rates: Mapping[st
 def _machines(book: OfferBook, prices: Mapping[_Key, float], name: str) -> None:
     places = sorted({(family, region, usage) for part, family, region, usage in prices if part == "gpu"})
     for family, region, usage in places:
-        for row in machine_table():
-            if row.columns["gpu"] != family:
-                continue
+        rows = [row for row in machine_table() if row.columns["gpu"] == family]
+        if rows and not any(
+            (part, row.columns["family"], region, usage) in prices for row in rows for part in ("core", "ram")
+        ):
+            book.add(
+                accelerator=rows[0].accelerator, provider="gcp", instance_type=f"{family} without host", region=region,
+                term=_TERMS[usage], usd_per_instance_hr=prices["gpu", family, region, usage], chips=1, reference=name,
+                suspect="price of the accelerator alone: the SKUs of its host are not in the pages",
+            )  # fmt: skip
+            continue
+        for row in rows:
             core = prices.get(("core", row.columns["family"], region, usage))
             ram = prices.get(("ram", row.columns["family"], region, usage))
             if core is None or ram is None:

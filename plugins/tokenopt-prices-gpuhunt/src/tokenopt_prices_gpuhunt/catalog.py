@@ -86,8 +86,12 @@ def parse(pages: Sequence[PricePage], rates: Mapping[str, float]) -> ParsedPrice
     book = OfferBook("third-party")
     for page in pages:
         for table in _unpacked(page):
-            provider = table.variant or _provider_of(table.name)
+            named = table.variant
             for fields, _ in csv_rows(table):
+                # gpuhunt's own files have no such column; tables made from its answers do.
+                provider = table.variant or text(fields.get("provider")).lower()
+                if not provider:
+                    provider = named = named or _provider_of(table.name)
                 _row(fields, provider, page.name, book)
     return book.result()
 
@@ -135,7 +139,8 @@ def _row(fields: Mapping[str, str], provider: str, reference: str, book: OfferBo
         book.skip("no price")
         return
     instance_type = text(fields["instance_name"])
-    slice_ = chip_of_slice(name) or chip_of_slice(instance_type) if fields.get("gpu_vendor") == "google" else None
+    is_tpu = text(fields.get("gpu_vendor")).lower() == "google" or name.lower().startswith("tpu")
+    slice_ = chip_of_slice(name) or chip_of_slice(instance_type) if is_tpu else None
     if slice_ is not None:
         chip: Chip | None = Chip(slice_[0])
         count = slice_[1]
