@@ -52,6 +52,23 @@ CASES: dict[str, tuple[dict[str, Any], float]] = {
          "linear_conv_kernel_dim": 4, "full_attention_interval": 4, "decoder_sparse_step": 1, "vocab_size": 151936,
          "tie_word_embeddings": False, "max_position_embeddings": 262144}, 79.7e9,
     ),
+    "attention and Mamba-2 side by side": (
+        {"model_type": "falcon_h1", "hidden_size": 5120, "intermediate_size": 21504, "num_attention_heads": 20,
+         "num_key_value_heads": 4, "head_dim": 128, "num_hidden_layers": 72, "mamba_d_conv": 4, "mamba_d_head": 128,
+         "mamba_d_ssm": 4096, "mamba_d_state": 256, "mamba_n_groups": 2, "mamba_n_heads": 32, "vocab_size": 261120,
+         "tie_word_embeddings": False, "max_position_embeddings": 262144}, 33.6e9,
+    ),
+    "two attentions a layer and experts that compute nothing": (
+        {"model_type": "longcat_flash", "hidden_size": 6144, "num_layers": 28, "num_attention_heads": 64,
+         "ffn_hidden_size": 12288, "expert_ffn_hidden_size": 2048, "n_routed_experts": 512, "zero_expert_num": 256,
+         "moe_topk": 12, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+         "v_head_dim": 128, "vocab_size": 131072, "tie_word_embeddings": False, "max_position_embeddings": 131072}, 562e9,
+    ),
+    "letters for local and global layers": (
+        {**LLAMA, "model_type": "exaone4", "hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 40,
+         "head_dim": 128, "intermediate_size": 27392, "vocab_size": 102400, "sliding_window": 4096,
+         "sliding_window_pattern": "LLLG"}, 32.0e9,
+    ),
     "a nested text section": ({"model_type": "some_vl", "text_config": LLAMA, "vision_config": {}}, 8.03e9),
     "one letter a block": (
         {"model_type": "nemotron_h", "hidden_size": 8192, "intermediate_size": 32768, "num_attention_heads": 64,

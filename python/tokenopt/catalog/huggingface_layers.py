@@ -40,6 +40,10 @@ def build_layers(section: Section, notes: list[str]) -> list[dict[str, Any]]:
         return _grouped(_block_string(section))
     depth = section.integer("num_hidden_layers", "n_layer", "num_layers", "n_layers")
     _check_depth(section, depth)
+    if section.model_type == "falcon_h1":
+        return _grouped(_parallel_blocks(section, depth, notes))
+    if section.has("zero_expert_num"):
+        return _grouped(_shortcut_blocks(section, depth, notes))
     kinds = _mixer_kinds(section, depth)
     layers = []
     for index, kind in enumerate(kinds):
@@ -151,6 +155,12 @@ def _mixer_kinds(section: Section, depth: int) -> list[str]:
         return ["full" if (index + 1) % 4 == 0 else "chunked" for index in range(depth)]
     if kind == "gpt_oss" or kind == "gemma2":
         return ["sliding" if index % 2 == 0 else "full" for index in range(depth)]
+    letters = section.fields.get("sliding_window_pattern")
+    if isinstance(letters, str) and letters and section.has("sliding_window"):
+        # EXAONE 4: L(ocal) and G(lobal), repeated over the depth.
+        if set(letters) - set("LG"):
+            raise SpecError(f"{section.where}: sliding_window_pattern is {letters!r}, expected letters L and G")
+        return ["full" if letters[index % len(letters)] == "G" else "sliding" for index in range(depth)]
     if kind in ("gemma3_text", "gemma3", "cohere2") or section.has("sliding_window_pattern"):
         period = section.integer("sliding_window_pattern", default=4 if kind == "cohere2" else 6)
         if section.has("sliding_window"):
@@ -497,6 +507,45 @@ def _block_string(section: Section) -> list[tuple[Block, Block, int]]:
             ffn = _experts(section, 0)
         layers.append((mixer, ffn, _small_parameters(section, mixer, ffn)))
     return layers
+
+
+def _parallel_blocks(section: Section, depth: int, notes: list[str]) -> list[tuple[Block, Block, int]]:
+    """Falcon-H1: attention and a Mamba-2 block side by side in every layer, then one FFN."""
+    attention = _mixer(section, "full", 0)
+    mamba = _mamba(section)
+    dense = _dense(section)
+    notes.append("attention and Mamba-2 work side by side in each layer; they are counted one after the other")
+    layer = [
+        (attention, NONE, _small_parameters(section, attention, NONE)),
+        # Both mixers share one norm: the second one adds none.
+        (mamba, dense, _small_parameters(section, mamba, dense) - _width(section)),
+    ]
+    return layer * depth
+
+
+def _shortcut_blocks(section: Section, depth: int, notes: list[str]) -> list[tuple[Block, Block, int]]:
+    """LongCat-Flash: a layer is two attentions and two dense FFNs, with routed experts beside the first FFN.
+
+    Some of the chosen experts compute nothing: on average a token meets `top_k * experts / (experts + zero experts)`.
+    """
+    latent = _latent(section)
+    real = _expert_count(section)
+    idle = section.integer("zero_expert_num")
+    width = section.integer("ffn_hidden_size")
+    chosen = section.integer("moe_topk", "num_experts_per_tok")
+    experts: Block = {
+        "kind": "moe",
+        "experts": real,
+        "top_k": max(1, round(chosen * real / (real + idle))),
+        "expert_dim": section.integer("expert_ffn_hidden_size"),
+        "matrices": 3,
+        "shared_dim": width,
+        "router_bias": True,
+    }
+    dense: Block = {"kind": "dense", "dim": width, "matrices": 3}
+    notes.append(f"{chosen} of {real + idle} experts per token, {idle} of which compute nothing")
+    layer = [(latent, ffn, _small_parameters(section, latent, ffn)) for ffn in (experts, dense)]
+    return layer * depth
 
 
 def _pruned_blocks(section: Section, notes: list[str]) -> list[tuple[Block, Block, int]]:
