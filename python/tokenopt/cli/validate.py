@@ -44,6 +44,17 @@ def serving(
 
     if rows_out is not None:
         check_writable(rows_out)
+    from tokenopt.errors import SpecError
+    from tokenopt.measured.published_validate import split_files
+
+    curves, published = split_files(files)
+    if published:
+        from tokenopt.cli.validate_published import validate_published
+
+        if curves:
+            raise SpecError(f"{curves[0]} and {published[0]} have different columns, validate them one after the other")
+        validate_published(published, leave_out, rows_out, output_format)
+        return
     cleaned, compiled = validate.load(files, default_registry())
     if leave_out:
         predictions = validate.leave_out_predictions(compiled, leave_out)

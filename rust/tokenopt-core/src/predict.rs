@@ -7,8 +7,13 @@ use serde::Deserialize;
 use crate::accelerator::Accelerator;
 use crate::error::CoreError;
 use crate::model::ModelSpec;
+use crate::ops::attention::Lengths;
 use crate::parameters::EngineParameters;
-use crate::serving::{Layout, MemoryPlan, Stack, SteadyState, StepModel, Workload};
+use crate::serving::offline::{Delivery, TailLimits};
+use crate::serving::open_loop::Arrivals;
+use crate::serving::{
+    Layout, MemoryPlan, OpenLoop, Saturated, Stack, SteadyState, StepModel, Workload,
+};
 
 /// Rows to predict, with the chips and models they name.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -40,13 +45,55 @@ pub struct Row {
     pub layout: Layout,
     /// Lengths.
     pub workload: Workload,
-    /// Requests in flight on the replica.
+    /// Requests in flight on the replica; of a static batch, its size.
     pub concurrency: f64,
     /// Prefill chunk, tokens.
     pub chunk_tokens: f64,
     /// Most requests an attention rank runs at once, absent = memory decides.
     #[serde(default)]
     pub max_batch: Option<f64>,
+    /// How requests reach the replica.
+    #[serde(default)]
+    pub scenario: Scenario,
+    /// Other layouts of the same chips; the one that delivers most counts.
+    #[serde(default)]
+    pub alternatives: Vec<Layout>,
+    /// Squared coefficient of variation of output lengths.
+    #[serde(default)]
+    pub osl_cv2: f64,
+    /// Whether the time to first token asked for is the median, which the burst at the start of a run does not reach.
+    #[serde(default)]
+    pub ttft_is_median: bool,
+}
+
+/// How requests reach the replica, and what is asked of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Scenario {
+    /// As many clients as `concurrency`, each with one request at a time.
+    #[default]
+    Closed,
+    /// More requests queued than are ever served.
+    Endless,
+    /// All requests queued at once, until the last one ends.
+    Burst {
+        /// Requests of the run.
+        requests: f64,
+        /// Longest answer, tokens.
+        longest_osl: f64,
+    },
+    /// One fixed batch of `concurrency` requests.
+    Static,
+    /// Arrivals at a given rate.
+    Open {
+        /// Requests per second at the replica.
+        per_s: f64,
+        /// Requests of the run, absent = steady state.
+        #[serde(default)]
+        requests: Option<f64>,
+    },
+    /// The largest load under limits.
+    Limited(TailLimits),
 }
 
 /// A row to predict, and the parameter set to predict it with.
@@ -145,6 +192,23 @@ impl RowSet {
     }
 
     fn predict_row(&self, row: &Row, parameters: &EngineParameters) -> Prediction {
+        let mut best = self.predict_layout(row, row.layout, parameters);
+        for layout in &row.alternatives {
+            let other = self.predict_layout(row, *layout, parameters);
+            let is_better = other.output_tps_per_chip > best.output_tps_per_chip;
+            if is_better || best.output_tps_per_chip.is_nan() {
+                best = other;
+            }
+        }
+        best
+    }
+
+    fn predict_layout(
+        &self,
+        row: &Row,
+        layout: Layout,
+        parameters: &EngineParameters,
+    ) -> Prediction {
         let model = &self.models[row.model];
         let accelerator = &self.accelerators[row.accelerator];
         let stack = Stack {
@@ -155,39 +219,113 @@ impl RowSet {
             kv_precision: row.kv_precision,
             parameters: *parameters,
         };
-        let lengths = row.workload.lengths();
-        let step = StepModel::new(model, accelerator, &stack, row.layout, &lengths);
-        let memory = MemoryPlan::new(model, accelerator, &stack, row.layout, &lengths);
-        let steady = SteadyState::new(
-            parameters,
-            row.layout,
-            &step.prefill(row.chunk_tokens),
-            row.workload.osl,
-        );
-        let capacity = memory
+        let osl = row.workload.osl;
+        // A request that runs is a long one more often than one that arrives: at a random moment its length has mean
+        // osl (1 + cv^2).
+        let lengths = Lengths {
+            osl: osl * (1.0 + row.osl_cv2),
+            ..row.workload.lengths()
+        };
+        let step = StepModel::new(model, accelerator, &stack, layout, &lengths);
+        let memory = MemoryPlan::new(model, accelerator, &stack, layout, &lengths);
+        let ranks = f64::from(layout.attn_dp);
+        let slots = f64::from(layout.pp);
+        let per_rank = memory
             .capacity_requests(row.chunk_tokens)
-            .min(row.max_batch.unwrap_or(f64::INFINITY))
-            * f64::from(row.layout.attn_dp);
-        let running = row.concurrency.min(capacity);
-        if running < 1.0 {
-            return Prediction {
-                tpot_s: f64::NAN,
-                ttft_s: f64::NAN,
-                output_tps_per_chip: f64::NAN,
-                decode_step_s: f64::NAN,
-            };
+            .min(row.max_batch.unwrap_or(f64::INFINITY));
+        if per_rank < 1.0 {
+            return Prediction::NONE;
         }
-        let batch = batch_in_flight(&step, &steady, running);
-        let decode_step_s = step.decode_step_s(batch);
-        let operation = steady.operation(batch, decode_step_s);
-        // Requests beyond the capacity wait for one of the running ones to end.
-        let wait_s = (row.concurrency / running - 1.0) * operation.e2e_s;
+        let saturated = Saturated::new(&step, layout, osl, row.chunk_tokens);
+        let batch = per_rank / slots;
+        let delivery = match row.scenario {
+            Scenario::Closed => {
+                return closed_loop(row, layout, parameters, &step, per_rank * ranks)
+            }
+            Scenario::Endless => saturated.endless(batch),
+            Scenario::Burst {
+                requests,
+                longest_osl,
+            } => saturated.burst(requests, batch, longest_osl),
+            Scenario::Static => saturated.static_batch(row.concurrency / ranks / slots),
+            Scenario::Limited(limits) => saturated.limited(batch, &limits),
+            Scenario::Open { per_s, requests } => {
+                let open = OpenLoop::new(
+                    &step,
+                    parameters,
+                    row.chunk_tokens,
+                    osl,
+                    &Arrivals {
+                        per_s: per_s / ranks / slots,
+                        requests: requests.unwrap_or(f64::INFINITY) / ranks / slots,
+                        most_running: batch,
+                    },
+                );
+                Delivery {
+                    tpot_s: open.tpot_s,
+                    ttft_s: open.ttft_s,
+                    output_tps: per_s.min(ranks * slots * open.batch / (osl * open.tpot_s)) * osl,
+                    decode_step_s: step.decode_step_s(open.batch),
+                }
+            }
+        };
         Prediction {
-            tpot_s: operation.tpot_s,
-            ttft_s: operation.ttft_s + wait_s,
-            output_tps_per_chip: operation.output_tps / f64::from(row.layout.chips()),
-            decode_step_s,
+            tpot_s: delivery.tpot_s,
+            ttft_s: delivery.ttft_s,
+            output_tps_per_chip: delivery.output_tps / f64::from(layout.chips()),
+            decode_step_s: delivery.decode_step_s,
         }
+    }
+}
+
+impl Prediction {
+    /// The model does not fit.
+    const NONE: Self = Self {
+        tpot_s: f64::NAN,
+        ttft_s: f64::NAN,
+        output_tps_per_chip: f64::NAN,
+        decode_step_s: f64::NAN,
+    };
+}
+
+/// A closed loop of `row.concurrency` clients on a replica that runs at most `capacity` requests.
+fn closed_loop(
+    row: &Row,
+    layout: Layout,
+    parameters: &EngineParameters,
+    step: &StepModel,
+    capacity: f64,
+) -> Prediction {
+    let steady = SteadyState::new(
+        parameters,
+        layout,
+        &step.prefill(row.chunk_tokens),
+        row.workload.osl,
+    );
+    let running = row.concurrency.min(capacity);
+    let batch = batch_in_flight(step, &steady, running);
+    let decode_step_s = step.decode_step_s(batch);
+    let operation = steady.operation(batch, decode_step_s);
+    // Requests beyond the capacity wait for one of the running ones to end.
+    let wait_s = (row.concurrency / running - 1.0) * operation.e2e_s;
+    let ttft_s = if row.ttft_is_median {
+        // The burst that starts a run is a minority of its requests.
+        let calm = EngineParameters {
+            burst_share: 0.0,
+            ..*parameters
+        };
+        let prefill = step.prefill(row.chunk_tokens);
+        SteadyState::new(&calm, layout, &prefill, row.workload.osl)
+            .operation(batch, decode_step_s)
+            .ttft_s
+    } else {
+        operation.ttft_s
+    };
+    Prediction {
+        tpot_s: operation.tpot_s,
+        ttft_s: ttft_s + wait_s,
+        output_tps_per_chip: operation.output_tps / f64::from(layout.chips()),
+        decode_step_s,
     }
 }
 

@@ -2,11 +2,15 @@
 
 pub mod layout;
 pub mod memory;
+pub mod offline;
+pub mod open_loop;
 pub mod steady;
 pub mod step;
 
 pub use layout::Layout;
 pub use memory::MemoryPlan;
+pub use offline::Saturated;
+pub use open_loop::OpenLoop;
 pub use steady::SteadyState;
 pub use step::StepModel;
 

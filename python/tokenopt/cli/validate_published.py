@@ -1,0 +1,52 @@
+"""`tokenopt validate serving` on published measurements of other vendors and scenarios."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from tokenopt.cli import say
+
+
+def validate_published(files: list[Path], leave_out: str | None, rows_out: Path | None, output_format: str) -> None:
+    """Scores files with the columns of published measurements and prints the errors by class."""
+    from tokenopt.measured import published_validate as published
+    from tokenopt.plugins import default_registry
+    from tokenopt.report.files import write_atomically
+
+    registry = default_registry()
+    compiled = published.load_published(files, registry)
+    label, predictions = published.predictions(compiled, leave_out)
+    result = published.score(label, compiled, predictions, registry)
+    if rows_out is not None:
+        write_atomically(rows_out, published.rows_csv(compiled, predictions, registry).encode())
+        say(f"rows written to {rows_out}")
+    if output_format == "json":
+        click.echo(json.dumps(published.to_dict(result), indent=2))
+        return
+    from rich.console import Console
+
+    from tokenopt.report.tables import plain_table
+
+    shown = {"primary": "time per token", "ttft_ms": "TTFT"}
+    columns = [("slice", "left"), ("rows", "right")] + [
+        (f"{name} med / P90 / bias", "right") for name in shown.values()
+    ]
+
+    def line(name: str, errors: dict[str, published.Errors]) -> list[str]:
+        cells = [
+            f"{item.median:.1f} / {item.p90:.1f} / {item.bias:+.1f}" if item.n else "-" for item in errors.values()
+        ]
+        return [name, str(errors["primary"].n), *cells]
+
+    lines = [line(f"all ({result.label})", result.overall)]
+    for slice_name, of in result.by.items():
+        lines += [line(f"{slice_name} {name}", errors) for name, errors in of.items()]
+    console = Console(highlight=False)
+    console.print(plain_table(columns, lines))
+    for reason, count in result.unscored.items():
+        console.print(f"{count:5d} rows predicted, not scored: {reason}")
+    for reason, count in result.refused.items():
+        console.print(f"{count:5d} rows not predicted: {reason}")
