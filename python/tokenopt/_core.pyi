@@ -32,3 +32,20 @@ class ServingRows:
         self, rows: NDArray[np.int64], sets: NDArray[np.int64], parameters: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """As `predict`, one line a job: row `rows[i]` with set `sets[i]` of `parameters`."""
+
+def training_parameters() -> str:
+    """Names, priors, bounds, units and meanings of the training parameters."""
+
+class TrainingRows:
+    """Measured training steps compiled once, predicted many times."""
+
+    def __new__(cls, rows_json: str) -> TrainingRows: ...
+    def __len__(self) -> int: ...
+    def resolve(self, parameters: NDArray[np.float64]) -> str:
+        """Layout of every row as JSON, open ones filled in; null where nothing fits."""
+
+    def predict(self, parameters: NDArray[np.float64], layouts_json: str) -> NDArray[np.float64]:
+        """Rows x (step_s, tokens_per_s_per_chip, causal_flops, full_flops, peak_flops, memory_ratio)."""
+
+    def parts(self, index: int, parameters: NDArray[np.float64], layout_json: str) -> str:
+        """Parts of the step of one row, seconds by name, as JSON."""

@@ -56,6 +56,10 @@ SYSTEM_OVER_TDP = 1.5
 pairs (1,370 W for a 700 W chip, 1,710 W for 1,000 W, 2,120 W for 1,400 W) lie between 1.5 and 2."""
 
 
+POWER_LIMITED_VENDORS = ("nvidia", "amd")
+"""Vendors of GPUs, whose clock under sustained matrix products follows the power limit; systolic arrays keep theirs."""
+
+
 @dataclass(frozen=True, slots=True)
 class StackInfo:
     """Names behind one stack of the core's problem."""
@@ -209,6 +213,7 @@ def core_accelerator(chip: Accelerator, pue: float, offers: Sequence[tuple[int, 
         "scale_out_bytes_per_s": chip.scale_out_bytes_per_s,
         "chips_per_node": chip.chips_per_node,
         "power_w": (chip.system_w or chip.tdp_w * SYSTEM_OVER_TDP) * pue,
+        **({"clock_power_w": chip.tdp_w} if chip.vendor in POWER_LIMITED_VENDORS else {}),
         "offers": [
             {
                 "id": index,

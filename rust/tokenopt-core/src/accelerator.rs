@@ -25,6 +25,10 @@ pub struct Accelerator {
     pub chips_per_node: u32,
     /// All-in power per chip at the meter (host, network and facility overhead included), W.
     pub power_w: f64,
+    /// Power limit that a GPU's clock is held to under sustained matrix products, W; absent where the clock is fixed
+    /// (systolic arrays).
+    #[serde(default)]
+    pub clock_power_w: Option<f64>,
     /// Prices, empty when only performance is asked for.
     #[serde(default)]
     pub offers: Vec<OfferTerms>,

@@ -18,3 +18,4 @@ pub mod predict;
 pub mod search;
 pub mod serving;
 pub mod tco;
+pub mod training;

@@ -21,43 +21,48 @@ pub struct ParameterInfo {
     pub meaning: &'static str,
 }
 
+/// Declares a struct of parameters and the table that describes it, from one list.
 macro_rules! parameters {
-    ($($(#[doc = $doc:literal])+ $name:ident = $prior:literal in $low:literal .. $high:literal, $unit:literal;)+) => {
-        /// Efficiencies and overheads of one engine on one accelerator family in one number format.
+    ($(#[doc = $about:literal])+ $set:ident, $table:ident;
+     $($(#[doc = $doc:literal])+ $name:ident = $prior:literal in $low:literal .. $high:literal, $unit:literal;)+) => {
+        $(#[doc = $about])+
         #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]
-        pub struct EngineParameters { $($(#[doc = $doc])+ pub $name: f64,)+ }
+        pub struct $set { $($(#[doc = $doc])+ pub $name: f64,)+ }
 
-        /// Every parameter, in the order of [`EngineParameters::from_slice`].
-        pub const PARAMETERS: &[ParameterInfo] = &[$(ParameterInfo {
+        /// Every parameter, in the order of `from_slice`.
+        pub const $table: &[ParameterInfo] = &[$(ParameterInfo {
             name: stringify!($name), prior: $prior, low: $low, high: $high, unit: $unit,
             meaning: concat!($($doc),+),
         },)+];
 
-        impl Default for EngineParameters {
+        impl Default for $set {
             fn default() -> Self { Self { $($name: $prior,)+ } }
         }
 
-        impl EngineParameters {
-            /// Reads parameters in the order of [`PARAMETERS`].
+        impl $set {
+            /// Reads parameters in the order of the table.
             ///
             /// # Errors
             /// [`CoreError::BadInput`] when the number of values is wrong.
             pub fn from_slice(values: &[f64]) -> Result<Self, CoreError> {
                 let mut rest = values.iter().copied();
                 let mut next = || rest.next().ok_or_else(|| CoreError::bad_input(
-                    "number of parameters", values.len(), format!("expected {}", PARAMETERS.len())));
+                    "number of parameters", values.len(), format!("expected {}", $table.len())));
                 Ok(Self { $($name: next()?,)+ })
             }
 
-            /// The values in the order of [`PARAMETERS`].
+            /// The values in the order of the table.
             #[must_use]
             pub fn to_vec(&self) -> Vec<f64> { vec![$(self.$name,)+] }
         }
     };
 }
+pub(crate) use parameters;
 
 parameters! {
+    /// Efficiencies and overheads of one engine on one accelerator family in one number format.
+    EngineParameters, PARAMETERS;
     /// Share of peak memory bandwidth that streaming dense weights reaches.
     weight_bandwidth_efficiency = 0.81 in 0.05..0.97, "1";
     /// Share of peak memory bandwidth that streaming routed experts reaches.

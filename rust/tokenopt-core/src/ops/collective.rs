@@ -60,13 +60,31 @@ impl Fabric {
     /// Rates that collectives reach on this accelerator.
     #[must_use]
     pub fn new(accelerator: &Accelerator, parameters: &EngineParameters) -> Self {
+        Self::with_rates(
+            accelerator,
+            accelerator.scale_up.bytes_per_s * parameters.link_efficiency,
+            parameters.collective_latency_s,
+            accelerator.scale_out_bytes_per_s * parameters.network_efficiency,
+            parameters.network_latency_s,
+        )
+    }
+
+    /// The fabric of an accelerator at given achieved rates (bytes/s per chip, one direction) and latencies (s).
+    #[must_use]
+    pub fn with_rates(
+        accelerator: &Accelerator,
+        link_bytes_per_s: f64,
+        latency_s: f64,
+        network_bytes_per_s: f64,
+        network_latency_s: f64,
+    ) -> Self {
         Self {
             topology: accelerator.scale_up.topology,
             domain_chips: f64::from(accelerator.scale_up.domain_chips),
-            link_bytes_per_s: accelerator.scale_up.bytes_per_s * parameters.link_efficiency,
-            latency_s: parameters.collective_latency_s,
-            network_bytes_per_s: accelerator.scale_out_bytes_per_s * parameters.network_efficiency,
-            network_latency_s: parameters.network_latency_s,
+            link_bytes_per_s,
+            latency_s,
+            network_bytes_per_s,
+            network_latency_s,
         }
     }
 
@@ -83,7 +101,8 @@ impl Fabric {
     /// chip's links (counted as six in a domain above 256 chips, else four). A ring gives one neighbour half.
     ///
     /// Source: 7 links of a full mesh on 8-chip boards and 2D/3D torus descriptions in the vendors' documents.
-    fn group_bytes_per_s(&self, chips: f64) -> f64 {
+    #[must_use]
+    pub fn group_bytes_per_s(&self, chips: f64) -> f64 {
         let share = match self.topology {
             Topology::Switched | Topology::Pcie | Topology::Single => 1.0,
             Topology::Mesh => ((chips - 1.0) / (self.domain_chips - 1.0).max(1.0)).min(1.0),

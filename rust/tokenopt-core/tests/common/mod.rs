@@ -106,6 +106,7 @@ pub fn accelerator(key: &str, hbm_gb: f64, bytes_per_s: f64, bf16: f64, usd: f64
         scale_out_bytes_per_s: 50e9,
         chips_per_node: 8,
         power_w: 1500.0,
+        clock_power_w: None,
         offers: vec![
             OfferTerms {
                 id: 0,
