@@ -12,7 +12,8 @@ use crate::parameters::EngineParameters;
 use crate::serving::offline::{Delivery, TailLimits};
 use crate::serving::open_loop::Arrivals;
 use crate::serving::{
-    Layout, MemoryPlan, OpenLoop, Saturated, Stack, SteadyState, StepModel, Workload,
+    DraftPlan, Layout, MemoryPlan, OpenLoop, Saturated, Speculation, Stack, SteadyState, StepModel,
+    Workload,
 };
 
 /// Rows to predict, with the chips and models they name.
@@ -49,6 +50,9 @@ pub struct Row {
     pub concurrency: f64,
     /// Prefill chunk, tokens.
     pub chunk_tokens: f64,
+    /// Speculative decoding, absent = none.
+    #[serde(default)]
+    pub speculation: Option<RowSpeculation>,
     /// Most requests an attention rank runs at once, absent = memory decides.
     #[serde(default)]
     pub max_batch: Option<f64>,
@@ -105,6 +109,16 @@ pub struct Job {
     pub set: usize,
 }
 
+/// Speculative decoding of a row by the model's own multi-token-prediction head.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RowSpeculation {
+    /// Tokens drafted per step.
+    pub depth: u32,
+    /// Chance that a drafted token is accepted when those before it were.
+    pub acceptance: f64,
+}
+
 /// Predicted operation of one row; NaN where the model does not fit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prediction {
@@ -139,6 +153,9 @@ impl RowSet {
                     format!("model {} accelerator {}", row.model, row.accelerator),
                     "expected known indices",
                 ));
+            }
+            if let Some(RowSpeculation { depth, acceptance }) = row.speculation {
+                Speculation::validate(depth, acceptance)?;
             }
             if let Some(reason) = row
                 .layout
@@ -226,8 +243,18 @@ impl RowSet {
             osl: osl * (1.0 + row.osl_cv2),
             ..row.workload.lengths()
         };
-        let step = StepModel::new(model, accelerator, &stack, layout, &lengths);
-        let memory = MemoryPlan::new(model, accelerator, &stack, layout, &lengths);
+        let mut step = StepModel::new(model, accelerator, &stack, layout, &lengths);
+        let mut memory = MemoryPlan::new(model, accelerator, &stack, layout, &lengths);
+        if let Some(RowSpeculation { depth, acceptance }) = row.speculation {
+            let draft = DraftPlan::new(model, None, accelerator, &stack, layout, &lengths);
+            let speculation = Speculation {
+                depth,
+                acceptance,
+                draft: None,
+            };
+            step = step.with_speculation(&draft, &speculation);
+            memory = memory.with_draft(&draft);
+        }
         let ranks = f64::from(layout.attn_dp);
         let slots = f64::from(layout.pp);
         let per_rank = memory
@@ -301,7 +328,8 @@ fn closed_loop(
         layout,
         &step.prefill(row.chunk_tokens),
         row.workload.osl,
-    );
+    )
+    .with_tokens_per_step(step.tokens_per_step);
     let running = row.concurrency.min(capacity);
     let batch = batch_in_flight(step, &steady, running);
     let decode_step_s = step.decode_step_s(batch);

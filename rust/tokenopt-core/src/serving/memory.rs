@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Layout, Stack};
+use super::{DraftPlan, Layout, Stack};
 use crate::accelerator::Accelerator;
 use crate::count::GroupParameters;
 use crate::format::NumberFormat;
@@ -87,6 +87,14 @@ impl MemoryPlan {
             activation_bytes_per_token: ACTIVATION_BYTES
                 * (RESIDUAL_STREAMS * f64::from(model.hidden) + widest),
         }
+    }
+
+    /// Makes room for a draft of speculative decoding.
+    #[must_use]
+    pub fn with_draft(mut self, draft: &DraftPlan) -> Self {
+        self.weight_bytes += draft.weight_bytes;
+        self.request_bytes += draft.request_bytes;
+        self
     }
 
     /// Bytes left for caches when chunks of `chunk_tokens` are prefilled; negative when the weights do not fit.

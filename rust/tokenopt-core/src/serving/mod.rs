@@ -4,6 +4,7 @@ pub mod layout;
 pub mod memory;
 pub mod offline;
 pub mod open_loop;
+pub mod speculation;
 pub mod steady;
 pub mod step;
 
@@ -11,6 +12,7 @@ pub use layout::Layout;
 pub use memory::MemoryPlan;
 pub use offline::Saturated;
 pub use open_loop::OpenLoop;
+pub use speculation::{DraftModel, DraftPlan, Speculation};
 pub use steady::SteadyState;
 pub use step::StepModel;
 

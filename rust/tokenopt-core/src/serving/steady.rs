@@ -14,13 +14,16 @@ use crate::parameters::EngineParameters;
 /// ttft = t0 + (w + chunks - 1) T_d + T_1 + s (m pp - 1) T_m / pp
 /// ```
 ///
+/// (with speculative decoding a step yields several tokens: `T_d` over that many in the time per token)
 /// with `m` running requests per attention rank and pipeline slot, `T_1` one prompt alone, `T_m` one more prompt in
 /// shared chunks. Source: fits to closed-loop serving curves; conservation of work makes `ttft + osl tpot` independent
 /// of `s`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SteadyState {
     /// Output tokens after the first.
-    steps_after_first: f64,
+    tokens_after_first: f64,
+    /// Decode steps per output token of a request.
+    steps_per_token: f64,
     tpot_per_request_s: f64,
     ttft_fixed_s: f64,
     ttft_steps: f64,
@@ -57,7 +60,8 @@ impl SteadyState {
         let marginal_s = prefill.marginal_s * waiting;
         let burst_wait_s = burst * marginal_s;
         Self {
-            steps_after_first: (osl - 1.0).max(0.0),
+            tokens_after_first: (osl - 1.0).max(0.0),
+            steps_per_token: 1.0,
             tpot_per_request_s: (1.0 - burst) * marginal_s / osl,
             ttft_fixed_s: parameters.first_token_overhead_s + prefill.alone_s
                 - burst_wait_s / stages,
@@ -70,19 +74,27 @@ impl SteadyState {
         }
     }
 
+    /// The same when a request gains `tokens` output tokens in a step.
+    #[must_use]
+    pub fn with_tokens_per_step(mut self, tokens: f64) -> Self {
+        self.steps_per_token = 1.0 / tokens;
+        self
+    }
+
     /// Operation when each rank and pipeline slot runs `batch` requests and a decode step takes `step_s`.
     ///
     /// Both latencies rise with `batch` and with `step_s`, which the search's bounds rely on.
     #[inline(always)]
     #[must_use]
     pub fn operation(&self, batch: f64, step_s: f64) -> Operation {
-        let tpot_s = step_s + self.tpot_per_request_s * batch;
+        let token_s = step_s * self.steps_per_token;
+        let tpot_s = token_s + self.tpot_per_request_s * batch;
         let ttft_s = self.ttft_fixed_s + self.ttft_steps * step_s + self.ttft_per_request_s * batch;
-        let e2e_s = ttft_s + tpot_s * self.steps_after_first;
+        let e2e_s = ttft_s + tpot_s * self.tokens_after_first;
         // Requests waiting for their first token hold no decode slot, except the share that overlaps with decoding.
         // No request can take less of the replica than its own prefill and its share of the decode steps.
         let decoding_s = (e2e_s - self.decoding_share_lost * ttft_s)
-            .max(self.prompt_s * batch + self.steps_after_first * step_s);
+            .max(self.prompt_s * batch + self.tokens_after_first * token_s);
         let completed_per_s = self.ranks * batch / decoding_s;
         Operation {
             tpot_s,

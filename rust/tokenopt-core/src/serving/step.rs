@@ -27,6 +27,8 @@ pub struct StepModel {
     pub prompt_overhead_s: f64,
     /// Prompt tokens to compute.
     pub prompt_tokens: f64,
+    /// Output tokens that a request gains in a step: 1 without speculative decoding.
+    pub tokens_per_step: f64,
     fused_share: f64,
     stages: f64,
 }
@@ -95,6 +97,7 @@ impl StepModel {
             prompt_core_s,
             prompt_overhead_s: parameters.prompt_overhead_s,
             prompt_tokens: lengths.prompt_to_compute(),
+            tokens_per_step: 1.0,
             fused_share: parameters.fused_share,
             stages: f64::from(layout.pp),
         }
