@@ -249,6 +249,32 @@ def load_plugins(strict: bool = False) -> PluginRegistry:
     return PluginRegistry(manager, statuses + unreadable, strict)
 
 
+def registry_of(modules: Iterable[ModuleType], strict: bool = False) -> PluginRegistry:
+    """A registry of exactly these modules, installed or not; for tests of a plugin by itself.
+
+    Args:
+        modules: Plugin modules.
+        strict: As for :func:`load_plugins`.
+
+    Raises:
+        PluginError: With `strict`, naming the plugin and what is wrong with it.
+    """
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(TokenoptSpecs)
+    statuses: list[PluginStatus] = []
+    for module in modules:
+        status = PluginStatus(name=_one_line(module.__name__), package=_one_line(module.__name__), version="")
+        try:
+            _check_api_version(module)
+            _register(manager, module, status)
+        except PluginError as error:
+            status.status, status.message = "skipped", _sentence(status, error.message)
+            if strict:
+                raise PluginError(status.message) from error
+        statuses.append(status)
+    return PluginRegistry(manager, statuses, strict)
+
+
 @cache
 def default_registry() -> PluginRegistry:
     """The plugins of this process, loaded once."""

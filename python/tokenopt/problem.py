@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -21,6 +21,7 @@ from tokenopt.catalog.engines import (
     resolve_parameters,
 )
 from tokenopt.catalog.models import (
+    dequantised_formats,
     native_precision,
     offered_weight_precisions,
     precision_label,
@@ -148,7 +149,7 @@ def build_problem(
         raise _no_price(selection, accelerators, ranked_terms)
     calibration = default_calibration()
     engines, notes = _usable_engines(registry.engines)
-    stacks, core_stacks, cannot_run = _stacks(request, engines, priced, model, calibration)
+    stacks, core_stacks, cannot_run, dequantised = _stacks(request, engines, priced, model, calibration)
     if not core_stacks:
         raise SpecError(
             f"no engine on {some_keys(chip.key for chip in priced)} serves {model.key} "
@@ -189,7 +190,7 @@ def build_problem(
         stacks=stacks,
         offers=selection.offers,
         ranked_terms=ranked_terms,
-        assumptions=_assumptions(request, model, priced, calibration),
+        assumptions=_assumptions(request, model, priced, calibration, dequantised),
         without_price=without_price,
         doubtful_prices=selection.doubtful,
         cannot_run=cannot_run,
@@ -433,11 +434,18 @@ def _stacks(
     accelerators: Sequence[Accelerator],
     model: Model,
     calibration: Calibration,
-) -> tuple[list[StackInfo], list[dict[str, Any]], list[str]]:
+) -> tuple[list[StackInfo], list[dict[str, Any]], list[str], list[str]]:
+    """Stacks with their names, accelerators without one, and those on which weights are expanded when loaded."""
     infos: list[StackInfo] = []
     stacks: list[dict[str, Any]] = []
     cannot_run: list[str] = []
+    dequantised: list[str] = []
     wanted = [request.precision] if request.precision else offered_weight_precisions(model.architecture)
+    published = [
+        (precision_label(model.architecture, precision), weight_formats(model.architecture, precision))
+        for precision in wanted
+    ]
+    expanded = list(dequantised_formats(model.architecture).items()) if not request.precision else []
     known_engines = sorted({engine.name for engine in engines})
     if request.engine and request.engine.partition("@")[0] not in known_engines:
         raise SpecError(
@@ -446,11 +454,15 @@ def _stacks(
         )
     for index, chip in enumerate(accelerators):
         before = len(stacks)
-        for engine in engines_for(chip, engines, request.engine):
-            for precision in wanted:
-                formats = weight_formats(model.architecture, precision)
-                label = precision_label(model.architecture, precision)
-                if not set(formats.values()) <= set(engine.weight_formats) | {"bf16"}:
+        here = engines_for(chip, engines, request.engine)
+        offered = published
+        if expanded and not any(_stores(engine, published[0][1]) for engine in here):
+            # Nobody stores the published weights on this chip: they are expanded when they are loaded.
+            offered = [*published[1:], *expanded]
+            dequantised.append(chip.key)
+        for engine in here:
+            for label, formats in offered:
+                if not _stores(engine, formats):
                     continue
                 if not request.precision and not _pays_off(label, model, chip):
                     continue
@@ -469,7 +481,12 @@ def _stacks(
                     )
         if len(stacks) == before:
             cannot_run.append(chip.key)
-    return infos, stacks, cannot_run
+    return infos, stacks, cannot_run, dequantised
+
+
+def _stores(engine: Engine, formats: Mapping[str, str]) -> bool:
+    """Whether an engine can keep weights in these formats; every engine can in 16 bits."""
+    return set(formats.values()) <= set(engine.weight_formats) | {"bf16"}
 
 
 def _pays_off(label: str, model: Model, chip: Accelerator) -> bool:
@@ -492,7 +509,11 @@ def _kv_precisions(request: SearchRequest, engine: Engine, chip: Accelerator) ->
 
 
 def _assumptions(
-    request: SearchRequest, model: Model, accelerators: Sequence[Accelerator], calibration: Calibration
+    request: SearchRequest,
+    model: Model,
+    accelerators: Sequence[Accelerator],
+    calibration: Calibration,
+    dequantised: Sequence[str],
 ) -> list[Assumption]:
     defaults = SearchRequest()
     found: list[Assumption] = []
@@ -529,6 +550,12 @@ def _assumptions(
             "precision",
             f"{native_precision(model.architecture)} or {others}",
             "quantising below the published format changes answers; --precision native forbids it",
+        )
+    if dequantised:
+        assume(
+            "dequantised",
+            f"{native_precision(model.architecture)} kept as fp8 or bf16",
+            f"an engine of {some_keys(dequantised)} cannot store the published weights: they are expanded when loaded",
         )
     if request.kv_precision is None:
         assume("kv-precision", "bf16 or fp8", "an 8-bit cache is accepted where engine and chip have it")

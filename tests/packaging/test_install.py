@@ -78,3 +78,14 @@ def test_a_clean_install_answers(wheels: list[Path], tmp_path: Path) -> None:
     answer = json.loads(_run(main_job, tmp_path, environment))
     assert len(answer["by_accelerator"]) >= 12
     assert all(solution["tpot_ms"] <= 50 for solution in answer["best"])
+
+    # A new vendor's package is written, built, installed and checked with nothing but what the wheels brought.
+    _run([tokenopt, "plugins", "new", "acme"], tmp_path, environment)
+    _run(
+        [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "./tokenopt-acme"],
+        tmp_path,
+        environment,
+    )
+    _run([tokenopt, "plugins", "check", "tokenopt-acme"], tmp_path, environment)
+    answer = json.loads(_run([*main_job, "--hardware", "acme-1"], tmp_path, environment))
+    assert answer["best"][0]["accelerator"] == "acme-1"

@@ -14,11 +14,13 @@ import pytest
 from tokenopt.plugins import load_plugins
 from tokenopt.records import PriceSource
 
-FIXTURES = Path(__file__).parent / "fixtures"
+ROOT = Path(__file__).parents[2]
 
 
 def fixture(name: str) -> bytes:
-    return (FIXTURES / name).read_bytes()
+    """A file in the shape of a source, from the tests of the package that reads it."""
+    (path,) = ROOT.glob(f"plugins/*/tests/fixtures/{name}")
+    return path.read_bytes()
 
 
 @dataclass

@@ -18,7 +18,8 @@ LAYERS = [
     {"plugins", "prices"},
     {"request", "problem", "measured"},
     {"serve"},
-    {"breakdown", "decide", "testing"},
+    {"breakdown", "decide", "testing", "scaffold", "plugin_template"},
+    {"conformance"},
     {"report"},
     {"cli", "web", "__main__"},
 ]

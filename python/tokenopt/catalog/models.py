@@ -125,6 +125,26 @@ def offered_weight_precisions(architecture: Mapping[str, Any]) -> list[str]:
     return [native, *below.get(native, [])]
 
 
+_BITS = {"bf16": 16, "fp8": 8, "int8": 8, "mxfp4": 4, "nvfp4": 4, "int4": 4}
+_WIDER = {"mxfp4": ("fp8", "bf16"), "nvfp4": ("fp8", "bf16"), "int4": ("bf16",), "fp8": ("bf16",), "int8": ("bf16",)}
+
+
+def dequantised_formats(architecture: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """How weights can be kept where an engine cannot store them as published: expanded when they are loaded.
+
+    Args:
+        architecture: Model specification.
+
+    Returns:
+        By label of the wider format: formats of each class of weights, those that are wide enough as published.
+    """
+    native = dict(architecture["native_formats"])
+    return {
+        label: {name: label if _BITS[known] < _BITS[label] else known for name, known in native.items()}
+        for label in _WIDER.get(native_precision(architecture), ())
+    }
+
+
 def precision_label(architecture: Mapping[str, Any], precision: str) -> str:
     """The weight format that a precision label stands for."""
     native = native_precision(architecture)

@@ -54,11 +54,12 @@ _HOST = re.compile(
     re.IGNORECASE,
 )
 _TPUS = (
-    ("tpu-v7", 4, re.compile(r"tpu ?-?(v7x?|7x)\b|ironwood", re.IGNORECASE)),
-    ("tpu-v6e", 8, re.compile(r"tpu ?-?v6e|trillium", re.IGNORECASE)),
-    ("tpu-v5p", 4, re.compile(r"tpu ?-?v5p", re.IGNORECASE)),
-    ("tpu-v5e", 8, re.compile(r"tpu ?-?v5e|tpu ?-?v5 ?lite", re.IGNORECASE)),
-    ("tpu-v4", 4, re.compile(r"tpu ?-?v4\b", re.IGNORECASE)),
+    # Key, chips of a pod (a slice may be as large, and its chips share the fabric), how it is written.
+    ("tpu-v7", 9216, re.compile(r"tpu ?-?(v7x?|7x)\b|ironwood", re.IGNORECASE)),
+    ("tpu-v6e", 256, re.compile(r"tpu ?-?v6e|trillium", re.IGNORECASE)),
+    ("tpu-v5p", 8960, re.compile(r"tpu ?-?v5p", re.IGNORECASE)),
+    ("tpu-v5e", 256, re.compile(r"tpu ?-?v5e|tpu ?-?v5 ?lite", re.IGNORECASE)),
+    ("tpu-v4", 4096, re.compile(r"tpu ?-?v4\b", re.IGNORECASE)),
 )
 
 _Key = tuple[str, str, str, str]

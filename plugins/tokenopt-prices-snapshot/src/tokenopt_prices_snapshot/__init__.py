@@ -38,7 +38,9 @@ _SINGLE_CHIP_SHAPE = re.compile(r"(^|[_\-. ])(1x|1gpu|x1)([_\-. ]|$)|\.4xlarge$|
 
 _NODE_CHIPS = 8
 _TRAY_CHIPS = 4
-_TRAY_PARTS = ("gb200", "gb300", "vera-rubin", "tpu")
+_TRAY_PARTS = ("gb200", "gb300", "vera-rubin")
+_SLICE_CHIPS = {"tpu-v3": 1024, "tpu-v4": 4096, "tpu-v5e": 256, "tpu-v5p": 8960, "tpu-v6e": 256, "tpu-v7": 9216}
+"""A TPU is sold as a slice of a pod, up to the whole pod, and its chips share the pod's fabric."""
 
 
 @hookimpl
@@ -61,7 +63,7 @@ def _offer(row: Mapping[str, str]) -> Offer | None:
         term = "marketplace"
     chips = int(row["chips"] or 1)
     instance_type = row["instance_type"]
-    whole_node = _TRAY_CHIPS if row["key"].startswith(_TRAY_PARTS) else _NODE_CHIPS
+    whole_node = _SLICE_CHIPS.get(row["key"], _TRAY_CHIPS if row["key"].startswith(_TRAY_PARTS) else _NODE_CHIPS)
     fabric_chips = None
     if "sold whole" in notes:
         # The list price is per chip but the shape is sold whole: its name ends in the number of chips.

@@ -1,0 +1,18 @@
+"""The conformance kit on this package's sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import tokenopt_prices_oci
+from tokenopt.testing import PriceSourceConformance
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+class TestSources(PriceSourceConformance):
+    plugin = tokenopt_prices_oci
+    samples: ClassVar = {
+        "oci": [FIXTURES / "oci_1.json", FIXTURES / "oci_2.json"],
+    }
