@@ -22,7 +22,6 @@ COMMANDS = {
     "models": "List models, or show one (catalogue key or config.json).",
     "prices": "List offers with their age and source; update, import, history, diff.",
     "tco": "Work out what an owned chip costs per hour, term by term.",
-    "prices": "List offers with their age and source.",
     "measured": "Keep measured benchmarks: import, list, show, remove, export.",
     "plugins": "List plugins and what each contributes.",
     "calibrate": "Fit the physical parameters to measured rows.",
