@@ -20,6 +20,9 @@ def serving_parameters() -> str:
 def tco(problem_json: str) -> str:
     """Cost of an owned chip-hour, term by term; see `TcoProblem` and `TcoAnswer` in the core."""
 
+def price(problem_json: str) -> str:
+    """Prices replicas whose throughput is known; see `PricingProblem` and `PricedFleet` in the core."""
+
 class ServingRows:
     """Operating points compiled once, predicted many times."""
 

@@ -15,6 +15,7 @@ pub mod money;
 pub mod ops;
 pub mod parameters;
 pub mod predict;
+pub mod price;
 pub mod search;
 pub mod serving;
 pub mod tco;

@@ -147,6 +147,29 @@ impl Fleet {
     }
 }
 
+/// What tokens and requests cost when a million output tokens cost this much.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenCosts {
+    /// USD per million tokens, input and output together.
+    pub usd_per_m_tokens: f64,
+    /// USD per million input tokens, all the money over the input tokens alone.
+    pub usd_per_m_input_tokens: f64,
+    /// USD per request.
+    pub usd_per_request: f64,
+}
+
+impl TokenCosts {
+    /// Spreads the price of output tokens over the tokens of requests with `isl` tokens in and `osl` out.
+    #[must_use]
+    pub fn new(usd_per_m_output_tokens: f64, isl: f64, osl: f64) -> Self {
+        Self {
+            usd_per_m_tokens: usd_per_m_output_tokens * osl / (isl + osl),
+            usd_per_m_input_tokens: usd_per_m_output_tokens * osl / isl,
+            usd_per_request: usd_per_m_output_tokens * osl / TOKENS_PER_QUOTE,
+        }
+    }
+}
+
 /// The offers worth pricing: of those that sell the same unit, the cheapest (ties: the lower id).
 #[must_use]
 pub fn undominated_offers(offers: &[OfferTerms]) -> Vec<OfferTerms> {

@@ -230,6 +230,7 @@ impl Solution {
         let isl = problem.workload.isl;
         let osl = problem.workload.osl;
         let usd_per_m_output = fleet.map_or(f64::NAN, |fleet| fleet.usd_per_m_output_tokens());
+        let costs = crate::money::TokenCosts::new(usd_per_m_output, isl, osl);
         let kwh_per_m_output = fleet.map_or(f64::NAN, |fleet| {
             fleet.kwh_per_m_output_tokens(model.accelerator.power_w)
         });
@@ -263,9 +264,9 @@ impl Solution {
             output_tps: delivered,
             requests_per_s: delivered / osl,
             usd_per_m_output_tokens: usd_per_m_output,
-            usd_per_m_tokens: usd_per_m_output * output_share,
-            usd_per_m_input_tokens: usd_per_m_output * osl / isl,
-            usd_per_request: usd_per_m_output * osl / crate::money::TOKENS_PER_QUOTE,
+            usd_per_m_tokens: costs.usd_per_m_tokens,
+            usd_per_m_input_tokens: costs.usd_per_m_input_tokens,
+            usd_per_request: costs.usd_per_request,
             usd_per_hr: fleet.map_or(f64::NAN, |fleet| fleet.usd_per_hr),
             kwh_per_m_tokens: kwh_per_m_output * output_share,
             weight_gb_per_chip: model.memory.weight_bytes / BYTES_PER_GB,
