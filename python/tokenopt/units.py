@@ -9,6 +9,7 @@ TERA = 1e12
 GBIT_BYTES = 1e9 / 8
 MS_PER_S = 1e3
 MILLION = 1e6
+SECONDS_PER_HOUR = 3600.0
 
 
 def gib_to_bytes(gib: float) -> float:

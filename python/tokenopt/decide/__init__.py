@@ -1,0 +1,1 @@
+"""Decisions that cannot be enumerated: scipy on top of what the core computes."""
