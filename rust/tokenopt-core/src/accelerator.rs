@@ -98,6 +98,9 @@ pub struct OfferTerms {
     /// whole nodes set it to the node.
     #[serde(default)]
     pub fabric_chips: Option<u32>,
+    /// Whether the provider may take the instances back (spot).
+    #[serde(default)]
+    pub may_be_withdrawn: bool,
 }
 
 fn one() -> u32 {

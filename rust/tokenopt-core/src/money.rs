@@ -94,6 +94,16 @@ impl FleetUnit {
         })
     }
 
+    /// Whole instances that hold `chips` chips, at least the least number sold.
+    #[inline(always)]
+    #[must_use]
+    pub fn instances_for(&self, chips: f64) -> f64 {
+        // The small slack keeps a share that rounds up by a hair from becoming another instance.
+        (chips / self.chips_per_instance - 1e-9)
+            .ceil()
+            .max(self.minimum_instances)
+    }
+
     /// Sizes the fleet for replicas of `replica_tps` output tokens/s.
     ///
     /// With a target: `ceil(target / replica_tps)` replicas on whole instances, all paid, the target delivered.
@@ -179,6 +189,7 @@ pub fn undominated_offers(offers: &[OfferTerms]) -> Vec<OfferTerms> {
             known.chips_per_instance == offer.chips_per_instance
                 && known.minimum_instances == offer.minimum_instances
                 && known.fabric_chips == offer.fabric_chips
+                && known.may_be_withdrawn == offer.may_be_withdrawn
         };
         match best.iter_mut().find(same_unit) {
             Some(known) => {

@@ -12,6 +12,8 @@ pub mod microbatch;
 pub mod parameters;
 pub mod pipeline;
 pub mod predict;
+pub mod run;
+pub mod search;
 pub mod step;
 pub mod work;
 
