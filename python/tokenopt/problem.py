@@ -11,7 +11,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, Protocol
 
 from tokenopt.catalog.engines import (
     Calibration,
@@ -51,6 +51,29 @@ __all__ = [
     "CompiledProblem", "Objective", "SearchRequest", "StackInfo", "build_problem", "core_accelerator",
     "select_accelerators", "some_keys", "target_output_tps", "tpot_limit_ms",
 ]  # fmt: skip
+
+class Scope(Protocol):
+    """The fields of a request that say which accelerators and prices compete, as in :class:`SearchRequest`."""
+
+    @property
+    def hardware(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def vendor(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def announced(self) -> bool: ...  # noqa: D102
+    @property
+    def provider(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def region(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def term(self) -> str | None: ...  # noqa: D102
+    @property
+    def spot(self) -> bool: ...  # noqa: D102
+    @property
+    def price(self) -> Mapping[str, float]: ...  # noqa: D102
+    @property
+    def prices_max_age(self) -> int | None: ...  # noqa: D102
+
 
 SYSTEM_OVER_TDP = 1.5
 """All-in power of a chip with its share of host and network over the chip alone, where nobody publishes it. Published
@@ -140,13 +163,13 @@ def build_problem(
             f"isl + osl is {request.isl + request.osl:,.0f} tokens, beyond the {context:,} that {model.key} supports"
         )
     accelerators = select_accelerators(request, registry)
-    ranked_terms = _ranked_terms(request)
-    selection = _select_offers(request, registry, accelerators, ranked_terms, today or date.today())
+    ranked_terms = ranked_terms_of(request)
+    selection = select_offers(request, registry, accelerators, ranked_terms, today or date.today())
     by_accelerator = selection.by_accelerator
     without_price = [chip.key for chip in accelerators if not by_accelerator.get(chip.key)] if need_prices else []
     priced = [chip for chip in accelerators if chip.key not in without_price]
     if not priced:
-        raise _no_price(selection, accelerators, ranked_terms)
+        raise no_price(selection, accelerators, ranked_terms)
     calibration = default_calibration()
     engines, notes = _usable_engines(registry.engines)
     stacks, core_stacks, cannot_run, dequantised = _stacks(request, engines, priced, model, calibration)
@@ -222,13 +245,14 @@ def core_accelerator(chip: Accelerator, pue: float, offers: Sequence[tuple[int, 
                 "chips_per_instance": offer.chips_per_instance,
                 "minimum_instances": offer.minimum_instances,
                 **({"fabric_chips": offer.fabric_chips} if offer.fabric_chips else {}),
+                **({"may_be_withdrawn": True} if offer.term in UNSURE_TERMS else {}),
             }
             for index, offer in offers
         ],
     }
 
 
-def select_accelerators(request: SearchRequest, registry: PluginRegistry) -> list[Accelerator]:
+def select_accelerators(request: Scope, registry: PluginRegistry) -> list[Accelerator]:
     """Accelerators that the filters leave, sorted by key.
 
     Raises:
@@ -241,7 +265,7 @@ def select_accelerators(request: SearchRequest, registry: PluginRegistry) -> lis
     for vendor in request.vendor:
         if vendor.lower() not in vendors:
             raise SpecError(
-                f"vendor {vendor!r} is not known", _near(vendor, vendors) or [f"known: {', '.join(vendors)}"]
+                f"vendor {vendor!r} is not known", near_keys(vendor, vendors) or [f"known: {', '.join(vendors)}"]
             )
     chosen = _match(request.hardware, sorted(known), "hardware")
     wanted_vendors = {vendor.lower() for vendor in request.vendor} or set(vendors)
@@ -261,7 +285,7 @@ def select_accelerators(request: SearchRequest, registry: PluginRegistry) -> lis
     return accelerators
 
 
-def _scope_text(request: SearchRequest) -> str:
+def _scope_text(request: Scope) -> str:
     flags = [f"--hardware {pattern}" for pattern in request.hardware]
     flags += [f"--vendor {vendor}" for vendor in request.vendor]
     return " ".join(flags) or "the default scope"
@@ -275,25 +299,27 @@ def _match(patterns: Iterable[str], keys: Sequence[str], what: str) -> list[str]
     for pattern in patterns:
         matched = fnmatch.filter(keys, pattern.lower())
         if not matched:
-            raise SpecError(f"{what} {pattern!r} matches nothing", _near(pattern, keys))
+            raise SpecError(f"{what} {pattern!r} matches nothing", near_keys(pattern, keys))
         chosen.update(matched)
     return [key for key in keys if key in chosen]
 
 
-def _near(name: str, known: Sequence[str]) -> list[str]:
+def near_keys(name: str, known: Sequence[str]) -> list[str]:
+    """A hint with the known keys that look like `name`; empty when none does."""
     near = difflib.get_close_matches(name.lower().strip("*"), known, n=3, cutoff=0.4)
     near += [key for key in known if name.lower().strip("*?") in key and key not in near][:3]
     return [f"did you mean {' or '.join(near[:4])}?"] if near else []
 
 
-def _ranked_terms(request: SearchRequest) -> tuple[str, ...]:
+def ranked_terms_of(request: Scope) -> tuple[str, ...]:
+    """Kinds of price that compete."""
     if request.term is not None:
         return (request.term,)
     return SURE_TERMS + UNSURE_TERMS if request.spot else SURE_TERMS
 
 
 @dataclass(frozen=True, slots=True)
-class _Selection:
+class Selection:
     """Offers that may be ranked.
 
     Attributes:
@@ -310,13 +336,14 @@ class _Selection:
     emptied_by: str
 
 
-def _select_offers(
-    request: SearchRequest,
+def select_offers(
+    request: Scope,
     registry: PluginRegistry,
     accelerators: Sequence[Accelerator],
     terms: Sequence[str],
     today: date,
-) -> _Selection:
+) -> Selection:
+    """Offers that the filters leave for `accelerators`; the user's own quotes take the place of all others."""
     keys = {chip.key for chip in accelerators}
     quotes = _own_quotes(request, registry, keys, today)
     _match(request.provider, sorted({offer.provider.lower() for offer in registry.offers}), "provider")
@@ -337,14 +364,14 @@ def _select_offers(
     by_accelerator: dict[str, list[tuple[int, Offer]]] = {}
     for index, offer in enumerate(chosen):
         by_accelerator.setdefault(offer.accelerator, []).append((index, offer))
-    return _Selection(chosen, by_accelerator, len(left) - len(sure), emptied_by)
+    return Selection(chosen, by_accelerator, len(left) - len(sure), emptied_by)
 
 
 _ANYWHERE = {"", "-"}
 """How price lists write that a price is not bound to a region."""
 
 
-def _offer_filters(request: SearchRequest, today: date) -> list[tuple[str, Callable[[Offer], bool]]]:
+def _offer_filters(request: Scope, today: date) -> list[tuple[str, Callable[[Offer], bool]]]:
     """The filters in use: the flag as a user writes it, and whether an offer passes."""
     filters: list[tuple[str, Callable[[Offer], bool]]] = []
     if request.provider:
@@ -367,8 +394,8 @@ def _offer_filters(request: SearchRequest, today: date) -> list[tuple[str, Calla
     return filters
 
 
-def _no_price(
-    selection: _Selection, accelerators: Sequence[Accelerator], terms: Sequence[str]
+def no_price(
+    selection: Selection, accelerators: Sequence[Accelerator], terms: Sequence[str]
 ) -> MissingDataError | SpecError:
     """Why nothing can be priced: a filter of the user's, doubt, or no such price."""
     kind = f"{', '.join(terms)} price"
@@ -391,11 +418,11 @@ def _no_price(
     )
 
 
-def _own_quotes(request: SearchRequest, registry: PluginRegistry, keys: set[str], today: date) -> dict[str, Offer]:
+def _own_quotes(request: Scope, registry: PluginRegistry, keys: set[str], today: date) -> dict[str, Offer]:
     quotes: dict[str, Offer] = {}
     for key, usd in request.price.items():
         if key not in registry.accelerators:
-            raise SpecError(f"price for unknown accelerator {key!r}", _near(key, sorted(registry.accelerators)))
+            raise SpecError(f"price for unknown accelerator {key!r}", near_keys(key, sorted(registry.accelerators)))
         if key not in keys:
             continue
         quotes[key] = Offer(
@@ -450,7 +477,7 @@ def _stacks(
     if request.engine and request.engine.partition("@")[0] not in known_engines:
         raise SpecError(
             f"engine {request.engine!r} is not known",
-            _near(request.engine, known_engines) or [f"known: {', '.join(known_engines)}"],
+            near_keys(request.engine, known_engines) or [f"known: {', '.join(known_engines)}"],
         )
     for index, chip in enumerate(accelerators):
         before = len(stacks)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import numbers
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from tokenopt.errors import SpecError
+from tokenopt.fields import items as _items
+from tokenopt.fields import number as _number
+from tokenopt.fields import positive as _positive
+from tokenopt.fields import quotes as _quotes
+from tokenopt.fields import text as _text
+from tokenopt.fields import whole as _whole
 from tokenopt.records import KV_FORMATS, Term
 
 Objective = Literal["cost", "energy", "throughput"]
@@ -27,7 +32,6 @@ UNSURE_TERMS: tuple[Term, ...] = ("spot", "marketplace")
 _MAX_TOKENS = 1e8
 _MAX_MS = 1e7
 _MAX_TPS = 1e12
-_MAX_USD_PER_CHIP_HR = 1e6
 _MAX_CHIPS = 10**9
 _MAX_DEGREE = 1 << 20
 
@@ -157,47 +161,6 @@ def _typed(request: SearchRequest) -> dict[str, Any]:
     return fields
 
 
-def _text(name: str, value: object) -> str:
-    text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(text, str) or not text.strip():
-        raise SpecError(f"{name} is {value!r}, expected a text")
-    return text
-
-
-def _items(name: str, value: object) -> Sequence[Any]:
-    if isinstance(value, Sequence):
-        return value
-    raise SpecError(f"{name} is {value!r}, expected a list")
-
-
-def _number(name: str, value: object) -> float:
-    # A bool counts as a number in Python, and never by intention in a request.
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise SpecError(f"{name} is {value!r}, expected a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise SpecError(f"{name} is beyond every number that is accepted") from None
-
-
-def _whole(name: str, value: object) -> int:
-    number = _number(name, value)
-    if not math.isfinite(number) or number != math.floor(number):
-        raise SpecError(f"{name} is {value}, expected a whole number")
-    return int(number)
-
-
-def _quotes(quotes: object) -> dict[str, float]:
-    if not isinstance(quotes, Mapping):
-        raise SpecError(f"price is {quotes!r}, expected USD per chip-hour by accelerator key")
-    prices: dict[str, float] = {}
-    for key, amount in quotes.items():
-        usd = _number("price", amount)
-        _positive("price", usd, _MAX_USD_PER_CHIP_HR)
-        prices[_text("price", key).lower()] = usd
-    return prices
-
-
 def _check_ranges(request: SearchRequest) -> None:
     for name in ("isl", "osl"):
         value = getattr(request, name)
@@ -255,11 +218,6 @@ def _check_agreement(request: SearchRequest) -> None:
         raise SpecError(
             f"spot adds spot and marketplace prices, but term asks for {request.term} alone: give one of them"
         )
-
-
-def _positive(name: str, value: float, most: float) -> None:
-    if not (math.isfinite(value) and 0 < value <= most):
-        raise SpecError(f"{name} is {value:g}, expected a number above 0 and at most {most:g}")
 
 
 def tpot_limit_ms(request: SearchRequest) -> float | None:

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "python" / "tokenopt"
 
 LAYERS = [
-    {"errors", "units", "records", "_core"},
+    {"errors", "units", "records", "fields", "_core"},
     {"hookspecs"},
     {"catalog"},
     {"plugins", "prices"},
