@@ -11,6 +11,9 @@ def search(problem_json: str) -> str:
 def explain(problem_json: str) -> str:
     """Breaks down the configuration in `point`."""
 
+def train(problem_json: str) -> str:
+    """Searches for a training run; see `TrainProblem` and `TrainAnswer` in the core."""
+
 def count_model(model_json: str) -> str:
     """Counts parameters and bytes of an architecture."""
 

@@ -18,6 +18,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<serving::ServingRows>()?;
     module.add_function(wrap_pyfunction!(money::tco, module)?)?;
     module.add_function(wrap_pyfunction!(money::price, module)?)?;
+    module.add_function(wrap_pyfunction!(training::train, module)?)?;
     module.add_function(wrap_pyfunction!(training::training_parameters, module)?)?;
     module.add_class::<training::TrainingRows>()?;
     Ok(())

@@ -1,12 +1,24 @@
-//! Training: parameters, prediction of rows.
+//! Training: search, parameters, prediction of rows.
 
 use numpy::{IntoPyArray, PyArray2, PyReadonlyArray2};
 use pyo3::prelude::*;
 use tokenopt_core::error::CoreError;
 use tokenopt_core::training::predict::TrainingRowSet;
+use tokenopt_core::training::search::TrainProblem;
 use tokenopt_core::training::{TrainingLayout, TrainingParameters, TRAINING_PARAMETERS};
 
 use crate::convert::{to_json, to_python};
+use crate::run::detached;
+
+/// Searches for a training run; JSON problem in, JSON answer out.
+#[pyfunction]
+pub(crate) fn train(py: Python<'_>, problem_json: &str) -> PyResult<String> {
+    let problem = TrainProblem::from_json(problem_json).map_err(to_python)?;
+    let answer = detached(py, |stop| {
+        tokenopt_core::training::search::search(&problem, stop)
+    })?;
+    to_json(&answer)
+}
 
 /// Names, priors, bounds, units and meanings of the training parameters, in the order of prediction, as JSON.
 #[pyfunction]

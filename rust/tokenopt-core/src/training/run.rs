@@ -112,7 +112,12 @@ impl RunSpec {
         require_within("ramp_tokens", self.ramp_tokens, 0.0, self.tokens)?;
         require_positive("ramp_speed", self.ramp_speed)?;
         require_within("ramp_speed", self.ramp_speed, 0.0, 1.0)?;
-        require_within("evaluation_every_steps", self.evaluation_every_steps, 0.0, 1e12)?;
+        require_within(
+            "evaluation_every_steps",
+            self.evaluation_every_steps,
+            0.0,
+            1e12,
+        )?;
         require_within("evaluation_s", self.evaluation_s, 0.0, 1e9)?;
         require_within("startup_hours", self.startup_hours, 0.0, 1e6)?;
         require_within("spare_share", self.spare_share, 0.0, 1.0)?;
@@ -130,7 +135,10 @@ impl RunSpec {
             3600.0,
         )?;
         require_within("withdrawal_wait_s", reliability.withdrawal_wait_s, 0.0, 1e7)?;
-        require_positive("checkpoint bytes_per_s_per_chip", self.checkpoint.bytes_per_s_per_chip)?;
+        require_positive(
+            "checkpoint bytes_per_s_per_chip",
+            self.checkpoint.bytes_per_s_per_chip,
+        )?;
         for (name, value) in [
             ("checkpoint interval_s", self.checkpoint.interval_s),
             ("checkpoint stall_s", self.checkpoint.stall_s),

@@ -114,6 +114,7 @@ pub fn accelerator(key: &str, hbm_gb: f64, bytes_per_s: f64, bf16: f64, usd: f64
                 chips_per_instance: 8,
                 minimum_instances: 1,
                 fabric_chips: None,
+                may_be_withdrawn: false,
             },
             OfferTerms {
                 id: 1,
@@ -121,6 +122,7 @@ pub fn accelerator(key: &str, hbm_gb: f64, bytes_per_s: f64, bf16: f64, usd: f64
                 chips_per_instance: 1,
                 minimum_instances: 1,
                 fabric_chips: Some(8),
+                may_be_withdrawn: false,
             },
         ],
     }

@@ -78,7 +78,13 @@ fn find(problem: &TrainProblem, stop: &AtomicBool) -> Result<TrainFindings, Core
             .map(|unit| {
                 let mut findings = empty();
                 let model = StackModel::new(problem, unit.stack);
-                model.scan(&unit.space, unit.first, unit.last, &is_stopped, &mut findings);
+                model.scan(
+                    &unit.space,
+                    unit.first,
+                    unit.last,
+                    &is_stopped,
+                    &mut findings,
+                );
                 findings
             })
             .reduce(empty, |a, b| a.merge(&b))

@@ -6,7 +6,9 @@ use crate::accelerator::Accelerator;
 use crate::error::{require_positive, require_within, CoreError};
 use crate::model::ModelSpec;
 use crate::training::run::RunSpec;
-use crate::training::{Recompute, Schedule, Sharding, TrainingFormat, TrainingJob, TrainingParameters};
+use crate::training::{
+    Recompute, Schedule, Sharding, TrainingFormat, TrainingJob, TrainingParameters,
+};
 
 /// Everything a search for a training run needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -254,12 +254,7 @@ impl<'a> StackModel<'a> {
         }
     }
 
-    fn scan_split(
-        &self,
-        model: &SplitModel,
-        cache: &mut PlanCache,
-        findings: &mut TrainFindings,
-    ) {
+    fn scan_split(&self, model: &SplitModel, cache: &mut PlanCache, findings: &mut TrainFindings) {
         let problem = self.problem;
         let split = &model.split;
         let frames = FrameSpace::new(&problem.space, &problem.model, self.accelerator, split);
@@ -347,7 +342,8 @@ impl<'a> StackModel<'a> {
                 ..self.job
             };
             let layout = frame.layout(split, dp);
-            let memory = TrainingMemory::new(&model.cost, self.accelerator, parameters, &job, &layout);
+            let memory =
+                TrainingMemory::new(&model.cost, self.accelerator, parameters, &job, &layout);
             if !memory.fits() {
                 findings.rejected.does_not_fit += degrees.len() as u64;
                 self.consider_memory_miss(&memory, &layout, global_batch, findings);
@@ -357,8 +353,7 @@ impl<'a> StackModel<'a> {
             let stage_s = step.stage_forward_s + step.stage_backward_s;
             #[expect(clippy::cast_precision_loss, reason = "at most MOST_CHIPS")]
             let copy = copy_chips as f64;
-            let tps_per_chip =
-                f64::from(split.micro_batch) * self.job.seq_len / (stage_s * copy);
+            let tps_per_chip = f64::from(split.micro_batch) * self.job.seq_len / (stage_s * copy);
             if self.cannot_matter(tps_per_chip, copy * f64::from(dp), findings) {
                 findings.pruned += degrees.len() as u64;
                 return;
@@ -384,7 +379,10 @@ impl<'a> StackModel<'a> {
             let candidate = self.evaluate_point(model, &layout, global_batch, cache, findings);
             if let Some(candidate) = candidate {
                 findings.frontier.offer(&candidate);
-                if best.as_ref().is_none_or(|known| candidate.order(known).is_lt()) {
+                if best
+                    .as_ref()
+                    .is_none_or(|known| candidate.order(known).is_lt())
+                {
                     best = Some(candidate);
                 }
             }

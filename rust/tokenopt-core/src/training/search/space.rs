@@ -59,9 +59,10 @@ impl SplitSpace {
         let model = &problem.model;
         let most = problem.limits.max_chips;
         let experts = expert_count(model);
-        let tp = spec.tp.clone().unwrap_or_else(|| {
-            (1..=accelerator.scale_up.domain_chips.max(1).min(most)).collect()
-        });
+        let tp = spec
+            .tp
+            .clone()
+            .unwrap_or_else(|| (1..=accelerator.scale_up.domain_chips.max(1).min(most)).collect());
         let cp = spec.cp.clone().unwrap_or_else(|| {
             let tokens = problem.job.seq_len;
             let mut values = vec![1];
@@ -187,7 +188,15 @@ impl SplitSpace {
         let group = split.ep * split.etp;
         let ranks = split.tp * split.cp;
         let dp = group / common_divisor(group, ranks);
-        let layout = layout_of(split, 1, 1, dp, Sharding::Zero1, Recompute::None, Schedule::default());
+        let layout = layout_of(
+            split,
+            1,
+            1,
+            dp,
+            Sharding::Zero1,
+            Recompute::None,
+            Schedule::default(),
+        );
         let smallest = TrainingJob {
             global_batch: f64::from(dp) * f64::from(split.micro_batch),
             ..*job
