@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tokenopt.serve import SearchResult as SearchResult
     from tokenopt.serve import Solution as Solution
     from tokenopt.serve import search as search
+    from tokenopt.training import TrainResult as TrainResult
+    from tokenopt.training import train as train
+    from tokenopt.training_request import TrainRequest as TrainRequest
 
 _LAZY = {
     "SearchRequest": "tokenopt.problem",
@@ -22,10 +25,16 @@ _LAZY = {
     "Solution": "tokenopt.serve",
     "explain": "tokenopt.breakdown",
     "search": "tokenopt.serve",
+    "TrainRequest": "tokenopt.training_request",
+    "TrainResult": "tokenopt.training",
+    "train": "tokenopt.training",
 }
 """Public names and the modules that define them; imported on first use so that `import tokenopt` costs nothing."""
 
-__all__ = ["SearchRequest", "SearchResult", "Solution", "__version__", "explain", "search"]
+__all__ = [
+    "SearchRequest", "SearchResult", "Solution", "TrainRequest", "TrainResult", "__version__", "explain", "search",
+    "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

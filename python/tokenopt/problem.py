@@ -52,27 +52,28 @@ __all__ = [
     "select_accelerators", "some_keys", "target_output_tps", "tpot_limit_ms",
 ]  # fmt: skip
 
+
 class Scope(Protocol):
     """The fields of a request that say which accelerators and prices compete, as in :class:`SearchRequest`."""
 
     @property
-    def hardware(self) -> Sequence[str]: ...  # noqa: D102
+    def hardware(self) -> Sequence[str]: ...
     @property
-    def vendor(self) -> Sequence[str]: ...  # noqa: D102
+    def vendor(self) -> Sequence[str]: ...
     @property
-    def announced(self) -> bool: ...  # noqa: D102
+    def announced(self) -> bool: ...
     @property
-    def provider(self) -> Sequence[str]: ...  # noqa: D102
+    def provider(self) -> Sequence[str]: ...
     @property
-    def region(self) -> Sequence[str]: ...  # noqa: D102
+    def region(self) -> Sequence[str]: ...
     @property
-    def term(self) -> str | None: ...  # noqa: D102
+    def term(self) -> str | None: ...
     @property
-    def spot(self) -> bool: ...  # noqa: D102
+    def spot(self) -> bool: ...
     @property
-    def price(self) -> Mapping[str, float]: ...  # noqa: D102
+    def price(self) -> Mapping[str, float]: ...
     @property
-    def prices_max_age(self) -> int | None: ...  # noqa: D102
+    def prices_max_age(self) -> int | None: ...
 
 
 SYSTEM_OVER_TDP = 1.5

@@ -156,7 +156,7 @@ class SearchResult:
         rows = []
         for table in ("best", "by_accelerator"):
             for solution in getattr(self, table):
-                rows.append({"list": table, **_flat(solution.to_dict())})
+                rows.append({"list": table, **flat_row(solution.to_dict())})
         return rows
 
     def to_polars(self) -> polars.DataFrame:
@@ -244,7 +244,7 @@ def name_solution(problem: CompiledProblem, rank: int, raw: Mapping[str, Any]) -
         "rank": rank,
         "accelerator": stack.accelerator.key,
         "vendor": stack.accelerator.vendor,
-        "offer": _offer(problem.offers[raw["offer"]]) if raw["offer"] is not None else _NO_OFFER,
+        "offer": offer_answer(problem.offers[raw["offer"]]) if raw["offer"] is not None else _NO_OFFER,
         "engine": stack.engine.name,
         "engine_version": stack.engine.version,
         "weight_precision": stack.weight_precision,
@@ -275,7 +275,8 @@ def _solutions(problem: CompiledProblem, raw: Sequence[Mapping[str, Any]]) -> li
 _NO_OFFER = OfferAnswer("", "", "", "", math.nan, "", "")
 
 
-def _offer(offer: Offer) -> OfferAnswer:
+def offer_answer(offer: Offer) -> OfferAnswer:
+    """A price as the answer shows it."""
     return OfferAnswer(
         provider=offer.provider,
         instance_type=offer.instance_type,
@@ -314,11 +315,12 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_row(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """One level of fields, nested names joined with an underscore."""
     flat: dict[str, Any] = {}
     for name, value in nested.items():
         if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}_"))
+            flat.update(flat_row(value, f"{prefix}{name}_"))
         else:
             flat[prefix + name] = value
     return flat

@@ -17,6 +17,7 @@ from tokenopt.errors import ExitCode, TokenoptError
 
 COMMANDS = {
     "search": "Find the cheapest way to serve a model within limits.",
+    "train": "Find the cheapest way to train a model within a deadline and a chip budget.",
     "explain": "Break one configuration down: time, memory, what binds.",
     "hardware": "List accelerators, or show one with its sources.",
     "models": "List models, or show one (catalogue key or config.json).",

@@ -65,6 +65,54 @@ price_options = _stack(
     click.option("--pue", type=float, default=1.25, show_default=True, help="Facility power over IT power."),
 )  # fmt: skip
 
+chip_options = _stack(
+    click.option("--hardware", multiple=True, metavar="GLOB", help="Accelerator keys; repeatable, globs allowed."),
+    click.option("--vendor", multiple=True, help="Vendors; repeatable."),
+    click.option("--announced", is_flag=True, help="Include accelerators that are announced but do not ship yet."),
+)  # fmt: skip
+
+layout_options = _stack(
+    click.option("--tp", type=int, multiple=True, help="Try only this tensor parallelism; repeatable."),
+    click.option("--pp", type=int, multiple=True, help="Try only so many pipeline stages; repeatable."),
+    click.option("--vpp", type=int, multiple=True, help="Try only so many chunks of layers a stage; repeatable."),
+    click.option("--cp", type=int, multiple=True, help="Try only this context parallelism; repeatable."),
+    click.option("--ep", type=int, multiple=True, help="Try only this expert parallelism; repeatable."),
+    click.option("--dp", type=int, multiple=True, help="Try only this data parallelism; repeatable."),
+    click.option("--micro-batch", type=int, multiple=True, help="Try only this micro-batch, sequences; repeatable."),
+    click.option("--sharding", multiple=True, help="Try only zero0, zero1, zero2 or zero3; repeatable."),
+    click.option("--recompute", multiple=True, help="Try only none, selective or full; repeatable."),
+    click.option("--schedule", multiple=True, help="Try only 1f1b or zero-bubble; repeatable."),
+)  # fmt: skip
+
+run_options = _stack(
+    click.option("--ramp-tokens", type=float, default=0.0, show_default=True,
+                 help="Tokens at the start that run slower (batch ramp, first faults)."),
+    click.option("--ramp-speed", type=float, default=0.5, show_default=True,
+                 help="Speed of that ramp as a share of the full speed."),
+    click.option("--eval-every", type=int, default=0, help="Steps between evaluations."),
+    click.option("--eval-seconds", type=float, default=0.0, help="Pause of one evaluation, s."),
+    click.option("--startup-hours", type=float, default=0.0, show_default=True,
+                 help="Hours paid for before the first step."),
+    click.option("--spare-share", type=float, default=0.0, show_default=True,
+                 help="Chips kept idle to replace broken ones, as a share of those that train."),
+    click.option("--mtbf-hours", type=float, default=50_700.0, show_default=True,
+                 help="Chip-hours between failures that stop the run."),
+    click.option("--detection-s", type=float, default=60.0, show_default=True,
+                 help="Time until a failure is noticed, s."),
+    click.option("--restart-s", type=float, default=600.0, show_default=True,
+                 help="Time to replace the part and start again, s."),
+    click.option("--checkpoint-interval-s", type=float,
+                 help="Training time between checkpoints, s; by default the one that loses least."),
+    click.option("--checkpoint-stall-s", type=float,
+                 help="Pause of a checkpoint, s; by default its bytes over the storage rate."),
+    click.option("--storage-gb-per-s", type=float, default=0.122, show_default=True,
+                 help="Storage rate per chip, GB/s."),
+    click.option("--withdrawals-per-month", type=float, default=0.1, show_default=True,
+                 help="Withdrawals of a spot instance in a month."),
+    click.option("--withdrawal-wait-s", type=float, default=0.0, show_default=True,
+                 help="Wait for another instance after a withdrawal, s."),
+)  # fmt: skip
+
 
 def parse_quotes(quotes: tuple[str, ...]) -> Mapping[str, float]:
     """``KEY=USD`` texts as numbers.
