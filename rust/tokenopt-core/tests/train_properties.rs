@@ -229,7 +229,10 @@ fn every_split_decodes_and_encodes_and_every_frame_is_legal() {
                 let Some(frame) = frames.decode(place) else {
                     continue;
                 };
-                for dp in [1, 2, 3, 8] {
+                for (frame, dp) in frames
+                    .shardings(frame)
+                    .flat_map(|frame| [1, 2, 3, 8].map(|dp| (frame, dp)))
+                {
                     let layout = frame.layout(&split, dp);
                     let rounds = if frame.vpp > 1 { frame.pp } else { 1 };
                     let job = TrainingJob {

@@ -32,7 +32,7 @@ use space::SplitSpace;
 /// made.
 pub fn search(problem: &TrainProblem, stop: &AtomicBool) -> Result<TrainAnswer, CoreError> {
     let started = Instant::now();
-    let findings = find(problem, stop)?;
+    let mut findings = find(problem, stop)?;
     let is_limited = problem.limits.deadline_days.is_some() || problem.limits.max_usd.is_some();
     let nearest = if findings.feasible == 0 && is_limited {
         let objective = if problem.limits.deadline_days.is_some() {
@@ -52,6 +52,10 @@ pub fn search(problem: &TrainProblem, stop: &AtomicBool) -> Result<TrainAnswer, 
             ..problem.clone()
         };
         let closest = find(&unlimited, stop)?;
+        // A deadline may rule layouts out before their memory is looked at.
+        if let Some(miss) = closest.memory_miss {
+            findings.consider_miss(miss);
+        }
         closest
             .top
             .entries()

@@ -8,7 +8,7 @@ use crate::count::count;
 use crate::money::{undominated_offers, FleetUnit, SECONDS_PER_HOUR, TOKENS_PER_QUOTE};
 use crate::training::run::{RunOutcome, RunPlan, RunScale};
 use crate::training::{
-    MicrobatchCost, Split, TrainingJob, TrainingLayout, TrainingMemory, TrainingStep,
+    pipeline, MicrobatchCost, Split, TrainingJob, TrainingLayout, TrainingMemory, TrainingStep,
 };
 
 const SECONDS_PER_DAY: f64 = 24.0 * SECONDS_PER_HOUR;
@@ -26,6 +26,8 @@ pub struct StackModel<'a> {
     batch: BatchRule,
     /// USD per chip and second, of the cheapest offer.
     least_usd_per_chip_s: f64,
+    /// Recovery time a chip adds to each second of wall time.
+    recovery_per_chip: f64,
 }
 
 /// Run plans by number of chips, worked out when first met.
@@ -39,6 +41,14 @@ struct SplitModel {
     split: Split,
     cost: MicrobatchCost,
     /// Tokens/s per chip that no layout with this split exceeds.
+    most_tps_per_chip: f64,
+}
+
+/// What no run of a split or frame exceeds.
+struct Bound {
+    /// Tokens/s of the largest cluster, failures counted.
+    most_tps: f64,
+    /// Tokens/s per chip of the smallest cluster in question, failures counted.
     most_tps_per_chip: f64,
 }
 
@@ -80,6 +90,7 @@ impl<'a> StackModel<'a> {
                 tolerance: problem.batch_tolerance,
             },
             least_usd_per_chip_s,
+            recovery_per_chip: recovery_per_chip(problem),
         }
     }
 
@@ -263,54 +274,71 @@ impl<'a> StackModel<'a> {
             .batch
             .degrees(problem.space.dp.as_deref(), split.micro_batch, most);
         if degrees.is_empty() {
-            findings.rejected.batch += frames.len() as u64;
+            findings.rejected.batch += frames.frames() as u64;
             return;
         }
-        let most_chips = f64::from(problem.limits.max_chips);
-        if self.cannot_matter(model.most_tps_per_chip, most_chips, findings) {
-            findings.pruned += (frames.len() * degrees.len()) as u64;
-            return;
+        if !problem.exhaustive {
+            let most_chips = f64::from(problem.limits.max_chips);
+            let least_chips = self.least_chips(model.most_tps_per_chip);
+            let bound = Bound {
+                most_tps: model.most_tps_per_chip * most_chips * self.most_goodput(most_chips),
+                most_tps_per_chip: model.most_tps_per_chip * self.most_goodput(least_chips),
+            };
+            if self.cannot_matter(&bound, findings) {
+                findings.pruned += (frames.frames() * degrees.len()) as u64;
+                return;
+            }
         }
         for index in 0..frames.len() {
             if let Some(frame) = frames.decode(index) {
-                self.scan_frame(model, &frame, &degrees, cache, findings);
+                self.scan_frames(model, &frames, &frame, &degrees, cache, findings);
             }
         }
     }
 
-    /// Whether no run at `tps_per_chip` or less on at most `chips` chips can enter the best list, the best of its
-    /// accelerator or the frontier, or meet the deadline.
+    /// Share of the wall time that makes progress, at most, on `chips` chips or more: what recoveries alone leave.
     #[inline(always)]
-    fn cannot_matter(&self, tps_per_chip: f64, chips: f64, findings: &TrainFindings) -> bool {
-        if self.problem.exhaustive {
-            return false;
-        }
+    fn most_goodput(&self, chips: f64) -> f64 {
+        (-chips * self.recovery_per_chip).exp()
+    }
+
+    /// Chips below which a run at `tps_per_chip` misses the deadline.
+    fn least_chips(&self, tps_per_chip: f64) -> f64 {
+        let least = self.problem.run.tokens / (tps_per_chip * self.deadline_s());
+        least.max(f64::from(self.problem.limits.min_chips))
+    }
+
+    /// Whether no run within `bound` can enter the best list, the best of its accelerator or the frontier, or meet the
+    /// deadline.
+    #[inline(always)]
+    fn cannot_matter(&self, bound: &Bound, findings: &TrainFindings) -> bool {
         let tokens = self.problem.run.tokens;
-        let wall_s = tokens / (tps_per_chip * chips);
+        let wall_s = tokens / bound.most_tps;
         if wall_s > self.deadline_s() {
             return true;
         }
-        let usd = self.least_usd_per_chip_s / tps_per_chip * tokens;
-        let bound = match self.problem.objective {
+        let usd = self.least_usd_per_chip_s / bound.most_tps_per_chip * tokens;
+        let score = match self.problem.objective {
             TrainObjective::Cost => usd / tokens * TOKENS_PER_QUOTE,
             TrainObjective::Time => wall_s / SECONDS_PER_DAY,
             TrainObjective::Energy => {
                 const WS_PER_KWH: f64 = 3.6e6;
-                self.accelerator.power_w / WS_PER_KWH / tps_per_chip * TOKENS_PER_QUOTE
+                self.accelerator.power_w / WS_PER_KWH / bound.most_tps_per_chip * TOKENS_PER_QUOTE
             }
         };
         let best = findings.by_accelerator[self.stack.accelerator]
             .as_ref()
             .map_or(f64::INFINITY, |candidate| candidate.score);
-        bound > findings.top.threshold()
-            && bound > best
+        score > findings.top.threshold()
+            && score > best
             && findings.frontier.dominates(wall_s / SECONDS_PER_DAY, usd)
     }
 
-    /// Goes through the data-parallel degrees of one frame.
-    fn scan_frame(
+    /// Goes through the shardings and data-parallel degrees of one frame.
+    fn scan_frames(
         &self,
         model: &SplitModel,
+        frames: &FrameSpace,
         frame: &Frame,
         degrees: &[u32],
         cache: &mut PlanCache,
@@ -318,7 +346,6 @@ impl<'a> StackModel<'a> {
     ) {
         let problem = self.problem;
         let split = &model.split;
-        let parameters = &self.stack.parameters;
         let copy_chips = u64::from(split.tp) * u64::from(split.cp) * u64::from(frame.pp);
         let most = u64::from(problem.limits.max_chips) / copy_chips;
         let least = u64::from(problem.limits.min_chips).div_ceil(copy_chips);
@@ -329,6 +356,88 @@ impl<'a> StackModel<'a> {
         }
         let mut degrees = &degrees[from..to];
         if !problem.exhaustive {
+            let Some(first) = self.first_useful(model, frame, degrees, copy_chips, findings) else {
+                findings.pruned += degrees.len() as u64;
+                return;
+            };
+            findings.pruned += first as u64;
+            degrees = &degrees[first..];
+        }
+        for frame in frames.shardings(*frame) {
+            self.scan_degrees(model, &frame, degrees, cache, findings);
+        }
+    }
+
+    /// Place of the first degree that can meet the deadline; None when no degree can matter.
+    ///
+    /// The time of a stage and of the bubble do not depend on the data-parallel degree, nor on the sharding; data
+    /// traffic, the optimizer and constant latency come on top of them.
+    fn first_useful(
+        &self,
+        model: &SplitModel,
+        frame: &Frame,
+        degrees: &[u32],
+        copy_chips: u64,
+        findings: &TrainFindings,
+    ) -> Option<usize> {
+        let split = &model.split;
+        let layout = frame.layout(split, 1);
+        let step = TrainingStep::new(
+            &model.cost,
+            self.accelerator,
+            &self.stack.parameters,
+            &self.job,
+            &layout,
+        );
+        let stage_s = step.stage_forward_s + step.stage_backward_s;
+        #[expect(clippy::cast_precision_loss, reason = "at most MOST_CHIPS")]
+        let copy = copy_chips as f64;
+        let sequences = f64::from(split.micro_batch);
+        let most_sequences = self.batch.global_batch * (1.0 + self.batch.tolerance);
+        // Without the transfers between stages, which only lengthen it.
+        let bubble_s = pipeline::bubble_s(
+            frame.schedule,
+            f64::from(frame.pp),
+            f64::from(frame.vpp),
+            &pipeline::StageTimes {
+                forward_s: step.stage_forward_s,
+                backward_s: step.stage_backward_s,
+                weight_gradient_s: model.cost.weight_gradient_s
+                    * pipeline::imbalance(model.cost.layers, frame.pp, frame.vpp)
+                    / f64::from(frame.pp),
+            },
+        );
+        let tps_per_chip = |dp: u32| {
+            let microbatches = (most_sequences / (f64::from(dp) * sequences)).max(1.0);
+            sequences * self.job.seq_len / ((stage_s + bubble_s / microbatches) * copy)
+        };
+        let tps = |dp: u32| {
+            let chips = copy * f64::from(dp);
+            tps_per_chip(dp) * chips * self.most_goodput(chips)
+        };
+        let deadline_s = self.deadline_s();
+        let tokens = self.problem.run.tokens;
+        let first = degrees.partition_point(|dp| tokens / tps(*dp) > deadline_s);
+        let least = *degrees.get(first)?;
+        let bound = Bound {
+            most_tps: tps(*degrees.last()?),
+            most_tps_per_chip: tps_per_chip(least) * self.most_goodput(copy * f64::from(least)),
+        };
+        (!self.cannot_matter(&bound, findings)).then_some(first)
+    }
+
+    /// Evaluates the data-parallel degrees of one frame.
+    fn scan_degrees(
+        &self,
+        model: &SplitModel,
+        frame: &Frame,
+        degrees: &[u32],
+        cache: &mut PlanCache,
+        findings: &mut TrainFindings,
+    ) {
+        let split = &model.split;
+        if !self.problem.exhaustive {
+            // Memory never rises with the degree: what does not fit at the highest fits nowhere.
             let Some((dp, global_batch)) = degrees.iter().rev().find_map(|dp| {
                 let batch = self.batch_of(frame, split, *dp)?;
                 frame.allows(split, *dp).then_some((*dp, batch))
@@ -336,35 +445,23 @@ impl<'a> StackModel<'a> {
                 findings.rejected.batch += degrees.len() as u64;
                 return;
             };
-            // Memory never rises with the degree, and the time per chip of the busy part does not depend on it.
             let job = TrainingJob {
                 global_batch,
                 ..self.job
             };
             let layout = frame.layout(split, dp);
-            let memory =
-                TrainingMemory::new(&model.cost, self.accelerator, parameters, &job, &layout);
+            let memory = TrainingMemory::new(
+                &model.cost,
+                self.accelerator,
+                &self.stack.parameters,
+                &job,
+                &layout,
+            );
             if !memory.fits() {
                 findings.rejected.does_not_fit += degrees.len() as u64;
                 self.consider_memory_miss(&memory, &layout, global_batch, findings);
                 return;
             }
-            let step = TrainingStep::new(&model.cost, self.accelerator, parameters, &job, &layout);
-            let stage_s = step.stage_forward_s + step.stage_backward_s;
-            #[expect(clippy::cast_precision_loss, reason = "at most MOST_CHIPS")]
-            let copy = copy_chips as f64;
-            let tps_per_chip = f64::from(split.micro_batch) * self.job.seq_len / (stage_s * copy);
-            if self.cannot_matter(tps_per_chip, copy * f64::from(dp), findings) {
-                findings.pruned += degrees.len() as u64;
-                return;
-            }
-            // Fewer ranks than these miss the deadline even without a bubble.
-            let deadline_s = self.deadline_s();
-            let late = degrees.partition_point(|dp| {
-                problem.run.tokens / (tps_per_chip * copy * f64::from(*dp)) > deadline_s
-            });
-            findings.pruned += late as u64;
-            degrees = &degrees[late..];
         }
         let mut best: Option<TrainCandidate> = None;
         for dp in degrees {
@@ -494,6 +591,16 @@ pub struct Evaluated {
     pub memory: TrainingMemory,
     /// Its run on the best offer; None when no offer can run it.
     pub priced: Option<Priced>,
+}
+
+/// Recovery time that one more chip adds to each second of wall time, at least: failures alone, no checkpoint read.
+///
+/// Capped so that more chips always mean more progress, which bounds rely on.
+fn recovery_per_chip(problem: &TrainProblem) -> f64 {
+    let reliability = &problem.run.reliability;
+    let recovery_s = reliability.detection_s + reliability.restart_s;
+    let failures_per_s = 1.0 / (reliability.chip_hours_between_failures * SECONDS_PER_HOUR);
+    (failures_per_s * recovery_s).min(1.0 / f64::from(problem.limits.max_chips))
 }
 
 /// What the search minimises.

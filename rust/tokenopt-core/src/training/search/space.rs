@@ -356,20 +356,26 @@ impl FrameSpace {
         }
     }
 
-    /// Points of the product, legal or not.
+    /// Points of the product without sharding, legal or not.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.pipelines.len() * self.schedules.len() * self.recompute.len() * self.sharding.len()
+        self.pipelines.len() * self.schedules.len() * self.recompute.len()
     }
 
     /// Whether an axis is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len() == 0 || self.sharding.is_empty()
     }
 
-    /// The frame at `index`; None where it is no schedule of its own: zero bubble without a pipeline or with
-    /// interleaving, gradients sharded under a pipeline (which keeps them whole), blocks that round to none or all.
+    /// Frames of the product, legal or not.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        self.len() * self.sharding.len()
+    }
+
+    /// The frame at `index` with the first sharding; None where it is no schedule of its own: zero bubble without a
+    /// pipeline or with interleaving, blocks that round to none.
     #[must_use]
     pub fn decode(&self, index: usize) -> Option<Frame> {
         let mut rest = index;
@@ -378,14 +384,10 @@ impl FrameSpace {
             rest /= length;
             value
         };
-        let sharding = self.sharding[place(self.sharding.len())];
         let recompute = self.recompute[place(self.recompute.len())];
         let schedule = self.schedules[place(self.schedules.len())];
         let (pp, vpp) = self.pipelines[place(self.pipelines.len())];
         if schedule == Schedule::ZeroBubble && (pp == 1 || vpp > 1) {
-            return None;
-        }
-        if sharding == Sharding::Zero2 && pp > 1 {
             return None;
         }
         // Blocks are counted per stage.
@@ -402,10 +404,22 @@ impl FrameSpace {
         Some(Frame {
             pp,
             vpp,
-            sharding,
+            sharding: *self.sharding.first()?,
             recompute,
             schedule,
         })
+    }
+
+    /// A frame with every sharding that goes with it; gradients are not sharded under a pipeline, which keeps them
+    /// whole from the first micro-batch to the last.
+    pub fn shardings(&self, frame: Frame) -> impl Iterator<Item = Frame> + '_ {
+        self.sharding
+            .iter()
+            .filter(move |sharding| **sharding != Sharding::Zero2 || frame.pp == 1)
+            .map(move |sharding| Frame {
+                sharding: *sharding,
+                ..frame
+            })
     }
 }
 
@@ -441,6 +455,18 @@ impl Frame {
     }
 }
 
+/// Whether a number has no prime factor above 7.
+#[must_use]
+pub fn is_smooth(number: u32) -> bool {
+    let mut rest = number;
+    for prime in [2, 3, 5, 7] {
+        while rest > 1 && rest % prime == 0 {
+            rest /= prime;
+        }
+    }
+    rest == 1
+}
+
 /// Data-parallel degrees that a batch allows, and the batch each of them runs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchRule {
@@ -462,7 +488,8 @@ impl BatchRule {
         is_near.then_some(batch)
     }
 
-    /// Degrees worth trying for a micro-batch, ascending: the divisors of an exact batch, every one of a rounded batch.
+    /// Degrees worth trying for a micro-batch, ascending: the divisors of an exact batch; of a rounded batch, the degrees
+    /// without prime factors above 7, which chips come in.
     #[must_use]
     pub fn degrees(&self, wanted: Option<&[u32]>, micro_batch: u32, most: u32) -> Vec<u32> {
         if let Some(values) = wanted {
@@ -479,7 +506,7 @@ impl BatchRule {
         )]
         let largest = largest.floor().clamp(0.0, f64::from(most)) as u32;
         if self.tolerance > 0.0 {
-            return (1..=largest).collect();
+            return (1..=largest).filter(|degree| is_smooth(*degree)).collect();
         }
         #[expect(
             clippy::cast_possible_truncation,
