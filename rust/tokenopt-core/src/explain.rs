@@ -7,6 +7,7 @@ use crate::error::CoreError;
 use crate::ops::{Operator, OperatorName, Pieces};
 use crate::parameters::{ParameterInfo, PARAMETERS};
 use crate::search::best::Candidate;
+use crate::search::problem::PointSpec;
 use crate::search::scan::LayoutModel;
 use crate::search::solution::Solution;
 use crate::search::SearchProblem;
@@ -71,40 +72,8 @@ const MS_PER_S: f64 = 1e3;
 /// # Errors
 /// [`CoreError::BadInput`] when there is no point, its stack does not exist, or its layout cannot run the model.
 pub fn explain(problem: &SearchProblem) -> Result<Explanation, CoreError> {
-    let point = problem
-        .point
-        .ok_or_else(|| CoreError::bad_input("point", "absent", "expected one configuration"))?;
-    let stack = problem.stacks.get(point.stack).ok_or_else(|| {
-        CoreError::bad_input(
-            "point.stack",
-            point.stack,
-            format!("expected below {}", problem.stacks.len()),
-        )
-    })?;
-    let layout = Layout {
-        tp: point.tp,
-        pp: point.pp,
-        ep: point.ep,
-        attn_dp: point.attn_dp,
-    };
-    let accelerator = &problem.accelerators[stack.accelerator];
-    if let Some(reason) = layout.refusal(&problem.model, accelerator) {
-        return Err(CoreError::bad_input(
-            "layout",
-            format!(
-                "tp={} pp={} ep={} attn_dp={}",
-                layout.tp, layout.pp, layout.ep, layout.attn_dp
-            ),
-            format!("which cannot run {}: {reason}", problem.model.key),
-        ));
-    }
-    if point.chunk_tokens == 0 || point.batch == 0 {
-        return Err(CoreError::bad_input(
-            "batch and chunk_tokens",
-            0,
-            "expected at least 1",
-        ));
-    }
+    let (point, layout) = checked_point(problem)?;
+    let stack = &problem.stacks[point.stack];
     let candidate = Candidate {
         score: 0.0,
         tpot_s: 0.0,
@@ -146,6 +115,48 @@ pub fn explain(problem: &SearchProblem) -> Result<Explanation, CoreError> {
             .map(|(info, value)| ParameterAnswer { info: *info, value })
             .collect(),
     })
+}
+
+/// The configuration named by `problem.point`, and its layout.
+///
+/// # Errors
+/// [`CoreError::BadInput`] when there is no point, its stack does not exist, or its layout cannot run the model.
+pub fn checked_point(problem: &SearchProblem) -> Result<(PointSpec, Layout), CoreError> {
+    let point = problem
+        .point
+        .ok_or_else(|| CoreError::bad_input("point", "absent", "expected one configuration"))?;
+    let stack = problem.stacks.get(point.stack).ok_or_else(|| {
+        CoreError::bad_input(
+            "point.stack",
+            point.stack,
+            format!("expected below {}", problem.stacks.len()),
+        )
+    })?;
+    let layout = Layout {
+        tp: point.tp,
+        pp: point.pp,
+        ep: point.ep,
+        attn_dp: point.attn_dp,
+    };
+    let accelerator = &problem.accelerators[stack.accelerator];
+    if let Some(reason) = layout.refusal(&problem.model, accelerator) {
+        return Err(CoreError::bad_input(
+            "layout",
+            format!(
+                "tp={} pp={} ep={} attn_dp={}",
+                layout.tp, layout.pp, layout.ep, layout.attn_dp
+            ),
+            format!("which cannot run {}: {reason}", problem.model.key),
+        ));
+    }
+    if point.chunk_tokens == 0 || point.batch == 0 {
+        return Err(CoreError::bad_input(
+            "batch and chunk_tokens",
+            0,
+            "expected at least 1",
+        ));
+    }
+    Ok((point, layout))
 }
 
 fn answer(operator: &Operator, tokens: f64) -> OperatorAnswer {

@@ -20,3 +20,4 @@ pub mod search;
 pub mod serving;
 pub mod tco;
 pub mod training;
+pub mod simulate;

@@ -8,6 +8,7 @@ use tokenopt_core::model::ModelSpec;
 use tokenopt_core::parameters::{EngineParameters, PARAMETERS};
 use tokenopt_core::predict::{Job, Prediction, RowSet};
 use tokenopt_core::search::SearchProblem;
+use tokenopt_core::simulate::SimulationSpec;
 
 use crate::convert::{to_json, to_python};
 use crate::run::detached;
@@ -25,6 +26,17 @@ pub(crate) fn search(py: Python<'_>, problem_json: &str) -> PyResult<String> {
 pub(crate) fn explain(problem_json: &str) -> PyResult<String> {
     let problem = SearchProblem::from_json(problem_json).map_err(to_python)?;
     to_json(&tokenopt_core::explain::explain(&problem).map_err(to_python)?)
+}
+
+/// Simulates the configuration in `point`; JSON specification of the run in, JSON answer out.
+#[pyfunction]
+pub(crate) fn simulate(py: Python<'_>, problem_json: &str, spec_json: &str) -> PyResult<String> {
+    let problem = SearchProblem::from_json(problem_json).map_err(to_python)?;
+    let spec = SimulationSpec::from_json(spec_json).map_err(to_python)?;
+    let answer = detached(py, |stop| {
+        tokenopt_core::simulate::simulate(&problem, &spec, stop)
+    })?;
+    to_json(&answer)
 }
 
 /// Counts parameters and bytes of an architecture.

@@ -1,0 +1,216 @@
+//! Step times at any batch, context and prompt position, from the operators of [`StepModel`]: tables filled on demand,
+//! never a second formula.
+
+use crate::accelerator::Accelerator;
+use crate::model::ModelSpec;
+use crate::ops::attention::Lengths;
+use crate::serving::{Layout, MemoryPlan, Stack, StepModel};
+
+/// Cells of the length grid per doubling: 8, so that a quadratic is met within 0.2% between two of them.
+const CELL_BITS: u32 = 3;
+const MANTISSA_BITS: u32 = 52;
+const FRACTION_BITS: u32 = MANTISSA_BITS - CELL_BITS;
+/// Cell of a length of one token.
+const FIRST_CELL: u64 = 1023 << CELL_BITS;
+
+/// Where a replica runs: what every step time is built from.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Model.
+    pub model: &'a ModelSpec,
+    /// Chip.
+    pub accelerator: &'a Accelerator,
+    /// Engine and formats.
+    pub stack: &'a Stack,
+    /// Layout of the replica.
+    pub layout: Layout,
+    /// Prefill chunk, tokens.
+    pub chunk_tokens: f64,
+}
+
+/// Times and bytes of one place, by batch and length.
+#[derive(Debug)]
+pub struct StepTimes<'a> {
+    place: Place<'a>,
+    /// The operators at the workload's nominal lengths: what does not depend on a request's own length.
+    nominal: StepModel,
+    cells: Vec<Option<Box<Cell>>>,
+    /// Seconds that one prompt token adds to a step that decodes, in full chunks.
+    added_s_per_token: f64,
+    prompt_overhead_s: f64,
+    stages: f64,
+    cache_bytes: f64,
+}
+
+/// What is known at one length of the grid.
+#[derive(Debug)]
+struct Cell {
+    step: StepModel,
+    prompt_core_s: f64,
+    kept_bytes: f64,
+    /// Decode step by batch; NaN where it was not asked for yet.
+    decode_step_s: Vec<f64>,
+}
+
+impl<'a> StepTimes<'a> {
+    /// Hoists what does not depend on a request; `lengths` are the workload's nominal ones.
+    #[must_use]
+    pub fn new(place: Place<'a>, lengths: &Lengths) -> Self {
+        let Place {
+            model,
+            accelerator,
+            stack,
+            layout,
+            chunk_tokens,
+        } = place;
+        let nominal = StepModel::new(model, accelerator, stack, layout, lengths);
+        let memory = MemoryPlan::new(model, accelerator, stack, layout, lengths);
+        let prefill = nominal.prefill(chunk_tokens);
+        let shared_s = prefill.marginal_s - nominal.prompt_core_s - nominal.prompt_overhead_s;
+        Self {
+            place,
+            added_s_per_token: (shared_s / nominal.prompt_tokens).max(0.0),
+            prompt_overhead_s: nominal.prompt_overhead_s,
+            stages: f64::from(layout.pp),
+            // The pipeline slots of a rank share its chips' memory.
+            cache_bytes: memory.cache_bytes(chunk_tokens) / f64::from(layout.pp),
+            nominal,
+            cells: Vec::new(),
+        }
+    }
+
+    /// Bytes for the caches of one rank and pipeline slot.
+    #[must_use]
+    pub fn cache_bytes(&self) -> f64 {
+        self.cache_bytes
+    }
+
+    /// Prompt tokens of a chunk.
+    #[must_use]
+    pub fn chunk_tokens(&self) -> f64 {
+        self.place.chunk_tokens
+    }
+
+    /// Parameters of the stack.
+    #[must_use]
+    pub fn parameters(&self) -> &crate::parameters::EngineParameters {
+        &self.place.stack.parameters
+    }
+
+    /// Seconds of a decode step of `batch` requests whose contexts average `context` tokens.
+    ///
+    /// Assumes: the step depends on the mean context alone, which is exact where attention reads the whole context and
+    /// close where a window cuts it.
+    #[must_use]
+    pub fn decode_step_s(&mut self, batch: usize, context: f64) -> f64 {
+        self.between(context, |cell| cell.decode_step_s(batch))
+    }
+
+    /// Seconds of a step that prefills `tokens` prompt tokens and decodes one token of each running request, which
+    /// alone takes `decode_s` (0 = none is running). `is_last` where a prompt ends in this chunk.
+    ///
+    /// Beside decode, weights stream once and a prompt token costs its share of a full chunk, as in the steady state;
+    /// no step is shorter than its chunk alone.
+    #[must_use]
+    pub fn mixed_step_s(&self, tokens: f64, decode_s: f64, is_last: bool) -> f64 {
+        let alone_s = self.nominal.chunk_s(tokens);
+        if decode_s > 0.0 {
+            return (decode_s + tokens * self.added_s_per_token).max(alone_s);
+        }
+        // Chunks of one prompt follow each other through the pipeline; only the last waits for every stage.
+        if is_last {
+            alone_s
+        } else {
+            alone_s / self.stages
+        }
+    }
+
+    /// Seconds of the mixer core for the prompt tokens from `from` to `to`.
+    #[must_use]
+    pub fn prompt_core_s(&mut self, from: f64, to: f64) -> f64 {
+        self.prompt_core_up_to(to) - self.prompt_core_up_to(from)
+    }
+
+    fn prompt_core_up_to(&mut self, tokens: f64) -> f64 {
+        if tokens < 1.0 {
+            return 0.0;
+        }
+        self.between(tokens, |cell| cell.prompt_core_s)
+    }
+
+    /// Host seconds of a prompt.
+    #[must_use]
+    pub fn prompt_overhead_s(&self) -> f64 {
+        self.prompt_overhead_s
+    }
+
+    /// Bytes a request keeps on the fullest chip at `tokens` tokens.
+    #[must_use]
+    pub fn kept_bytes(&mut self, tokens: f64) -> f64 {
+        self.between(tokens, |cell| cell.kept_bytes)
+    }
+
+    /// A figure at `length`, linear between the two cells around it.
+    fn between(&mut self, length: f64, mut figure: impl FnMut(&mut Cell) -> f64) -> f64 {
+        let bits = length.max(1.0).to_bits();
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "8 cells an octave of a length"
+        )]
+        let index = ((bits >> FRACTION_BITS) - FIRST_CELL) as usize;
+        let fraction = (bits & ((1 << FRACTION_BITS) - 1)) as f64 / (1_u64 << FRACTION_BITS) as f64;
+        let low = figure(self.cell(index));
+        if fraction == 0.0 {
+            return low;
+        }
+        let high = figure(self.cell(index + 1));
+        low + (high - low) * fraction
+    }
+
+    fn cell(&mut self, index: usize) -> &mut Cell {
+        if self.cells.len() <= index {
+            self.cells.resize_with(index + 1, || None);
+        }
+        let place = &self.place;
+        self.cells[index].get_or_insert_with(|| {
+            let length = f64::from_bits((index as u64 + FIRST_CELL) << FRACTION_BITS);
+            Box::new(Cell::new(place, length))
+        })
+    }
+}
+
+impl Cell {
+    fn new(place: &Place<'_>, length: f64) -> Self {
+        let Place {
+            model,
+            accelerator,
+            stack,
+            layout,
+            ..
+        } = *place;
+        // A request that has its whole length in the prompt decodes at exactly that context.
+        let lengths = Lengths {
+            isl: length,
+            osl: 0.0,
+            cached: 0.0,
+        };
+        let step = StepModel::new(model, accelerator, stack, layout, &lengths);
+        Self {
+            prompt_core_s: step.prompt_core_s,
+            kept_bytes: MemoryPlan::new(model, accelerator, stack, layout, &lengths).request_bytes,
+            step,
+            decode_step_s: Vec::new(),
+        }
+    }
+
+    fn decode_step_s(&mut self, batch: usize) -> f64 {
+        if self.decode_step_s.len() <= batch {
+            self.decode_step_s.resize(batch + 1, f64::NAN);
+        }
+        let known = &mut self.decode_step_s[batch];
+        if known.is_nan() {
+            *known = self.step.decode_step_s(batch as f64);
+        }
+        *known
+    }
+}
