@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tokenopt.serve import SearchResult as SearchResult
     from tokenopt.serve import Solution as Solution
     from tokenopt.serve import search as search
+    from tokenopt.simulation import Simulation as Simulation
+    from tokenopt.simulation import simulate as simulate
     from tokenopt.training import TrainResult as TrainResult
     from tokenopt.training import train as train
     from tokenopt.training_request import TrainRequest as TrainRequest
@@ -25,6 +27,8 @@ _LAZY = {
     "Solution": "tokenopt.serve",
     "explain": "tokenopt.breakdown",
     "search": "tokenopt.serve",
+    "Simulation": "tokenopt.simulation",
+    "simulate": "tokenopt.simulation",
     "TrainRequest": "tokenopt.training_request",
     "TrainResult": "tokenopt.training",
     "train": "tokenopt.training",
@@ -32,8 +36,8 @@ _LAZY = {
 """Public names and the modules that define them; imported on first use so that `import tokenopt` costs nothing."""
 
 __all__ = [
-    "SearchRequest", "SearchResult", "Solution", "TrainRequest", "TrainResult", "__version__", "explain", "search",
-    "train",
+    "SearchRequest", "SearchResult", "Simulation", "Solution", "TrainRequest", "TrainResult", "__version__", "explain",
+    "search", "simulate", "train",
 ]  # fmt: skip
 
 

@@ -91,10 +91,10 @@ def explain(
     if len(chips) != 1:
         raise SpecError(f"explain takes one accelerator, {len(chips)} are in scope", ["name one with --hardware KEY"])
     if concurrency is not None:
-        point, answer = _at_concurrency(problem, registry, concurrency)
+        point, answer = point_at_concurrency(problem, registry, concurrency)
     else:
-        point = _point(problem, registry, batch)
-        answer = _explain(problem, point)
+        point = best_point(problem, registry, batch)
+        answer = breakdown_of(problem, point)
     calibration = problem.calibration
     stack = problem.stacks[point["stack"]]
     origins = parameter_origins(
@@ -132,14 +132,15 @@ def _origin(origin: str, parameter: Mapping[str, Any]) -> str:
     return f"{origin}, at its bound" if is_cut else origin
 
 
-def _explain(problem: CompiledProblem, point: Mapping[str, int]) -> dict[str, Any]:
+def breakdown_of(problem: CompiledProblem, point: Mapping[str, int]) -> dict[str, Any]:
+    """The core's breakdown of one configuration."""
     from tokenopt import _core
 
     answer: dict[str, Any] = json.loads(_core.explain(json.dumps({**problem.core, "point": point})))
     return answer
 
 
-def _at_concurrency(
+def point_at_concurrency(
     problem: CompiledProblem, registry: PluginRegistry, concurrency: int
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """The point of the smallest batch with at least so many requests in flight, and its breakdown.
@@ -148,13 +149,13 @@ def _at_concurrency(
     finds it.
     """
     # No more than `concurrency` requests can decode, so the layout is looked for under that batch.
-    point = _point(problem, registry, concurrency)
+    point = best_point(problem, registry, concurrency)
     ranks = max(point["attn_dp"] * point["pp"], 1)
     low, high = 1, max(1, -(-concurrency // ranks))
-    answer = _explain(problem, {**point, "batch": high})
+    answer = breakdown_of(problem, {**point, "batch": high})
     while low < high:
         middle = (low + high) // 2
-        tried = _explain(problem, {**point, "batch": middle})
+        tried = breakdown_of(problem, {**point, "batch": middle})
         if tried["solution"]["concurrency"] >= concurrency:
             high, answer = middle, tried
         else:
@@ -162,7 +163,7 @@ def _at_concurrency(
     return {**point, "batch": high}, answer
 
 
-def _point(problem: CompiledProblem, registry: PluginRegistry, batch: int | None) -> dict[str, int]:
+def best_point(problem: CompiledProblem, registry: PluginRegistry, batch: int | None) -> dict[str, int]:
     """The point to break down: the best that a search finds within what the user fixed."""
     if batch is not None:
         # The batch is given, so the limits decide nothing: look for the best layout without them.
@@ -173,8 +174,8 @@ def _point(problem: CompiledProblem, registry: PluginRegistry, batch: int | None
         "stack": next(
             index
             for index, stack in enumerate(problem.stacks)
-            if (stack.engine.name, stack.weight_precision, stack.kv_precision)
-            == (best.engine, best.weight_precision, best.kv_precision)
+            if (stack.accelerator.key, stack.engine.name, stack.weight_precision, stack.kv_precision)
+            == (best.accelerator, best.engine, best.weight_precision, best.kv_precision)
         ),
         "tp": best.layout.tp,
         "pp": best.layout.pp,

@@ -16,10 +16,10 @@ LAYERS = [
     {"hookspecs"},
     {"catalog"},
     {"plugins", "prices"},
-    {"request", "training_request", "problem", "training_problem", "measured"},
+    {"request", "training_request", "problem", "training_problem", "measured", "traces"},
     {"serve", "training"},
     {"breakdown", "decide", "testing", "scaffold", "plugin_template"},
-    {"conformance"},
+    {"conformance", "simulation"},
     {"report"},
     {"cli", "web", "__main__"},
 ]

@@ -19,6 +19,7 @@ COMMANDS = {
     "search": "Find the cheapest way to serve a model within limits.",
     "train": "Find the cheapest way to train a model within a deadline and a chip budget.",
     "explain": "Break one configuration down: time, memory, what binds.",
+    "simulate": "Simulate one replica request by request: latency percentiles, queues.",
     "hardware": "List accelerators, or show one with its sources.",
     "models": "List models, or show one (catalogue key or config.json).",
     "prices": "List offers with their age and source; update, import, history, diff.",

@@ -215,11 +215,7 @@ impl<'a, 'b> Engine<'a, 'b> {
         let pool = &mut self.pools[0];
         let rank = pool.least_loaded();
         pool.ranks[rank].assigned += 1;
-        // Of the steps until the first token, the wait for the running one and the prompt's own are simulated.
-        const SIMULATED_STEPS: f64 = 1.5;
-        let parameters = pool.times.parameters();
-        let lag_s = parameters.first_token_overhead_s
-            + (parameters.first_token_steps - SIMULATED_STEPS).max(0.0) * pool.ranks[rank].step_s;
+        let lag_s = pool.times.front_s(pool.ranks[rank].step_s);
         let slot = self.slot(lengths, now_s, rank);
         self.schedule(now_s + lag_s, Kind::Ready { pool: 0, slot });
     }

@@ -162,6 +162,7 @@ pub fn simulate(
         stack,
         layout,
         chunk_tokens: f64::from(point.chunk_tokens),
+        is_open: !matches!(spec.arrivals, Arrivals::Closed { .. }),
     };
     let lengths = problem.workload.lengths();
     let ranks = layout.pp * layout.attn_dp;

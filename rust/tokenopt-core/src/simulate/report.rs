@@ -149,6 +149,9 @@ impl Outcomes {
 
     /// Adds a finished request. Returns whether measuring begins with the next one.
     pub(super) fn record(&mut self, request: &Request, now_s: f64) -> bool {
+        if self.is_complete() {
+            return false;
+        }
         self.finished += 1;
         if self.finished <= self.warmup {
             self.measured_from_s = now_s;

@@ -26,6 +26,8 @@ pub struct Place<'a> {
     pub layout: Layout,
     /// Prefill chunk, tokens.
     pub chunk_tokens: f64,
+    /// Whether requests arrive at their own rate.
+    pub is_open: bool,
 }
 
 /// Times and bytes of one place, by batch and length.
@@ -62,6 +64,7 @@ impl<'a> StepTimes<'a> {
             stack,
             layout,
             chunk_tokens,
+            is_open: _,
         } = place;
         let nominal = StepModel::new(model, accelerator, stack, layout, lengths);
         let memory = MemoryPlan::new(model, accelerator, stack, layout, lengths);
@@ -70,7 +73,11 @@ impl<'a> StepTimes<'a> {
         Self {
             place,
             added_s_per_token: (shared_s / nominal.prompt_tokens).max(0.0),
-            prompt_overhead_s: nominal.prompt_overhead_s,
+            prompt_overhead_s: if place.is_open {
+                0.0
+            } else {
+                nominal.prompt_overhead_s
+            },
             stages: f64::from(layout.pp),
             // The pipeline slots of a rank share its chips' memory.
             cache_bytes: memory.cache_bytes(chunk_tokens) / f64::from(layout.pp),
@@ -91,10 +98,21 @@ impl<'a> StepTimes<'a> {
         self.place.chunk_tokens
     }
 
-    /// Parameters of the stack.
+    /// Seconds between a client and the queue of a rank whose decode step takes `step_s`.
+    ///
+    /// In a closed loop the engine's own steps until the first token count too, of which the wait for the running one and
+    /// the prompt's own are simulated. In an open one they do not, and host work on prompts runs beside the steps: see
+    /// [`crate::serving::open_loop`].
     #[must_use]
-    pub fn parameters(&self) -> &crate::parameters::EngineParameters {
-        &self.place.stack.parameters
+    pub fn front_s(&self, step_s: f64) -> f64 {
+        const SIMULATED_STEPS: f64 = 1.5;
+        let parameters = &self.place.stack.parameters;
+        let own_s = if self.place.is_open {
+            self.nominal.prompt_overhead_s
+        } else {
+            (parameters.first_token_steps - SIMULATED_STEPS).max(0.0) * step_s
+        };
+        parameters.first_token_overhead_s + own_s
     }
 
     /// Seconds of a decode step of `batch` requests whose contexts average `context` tokens.
@@ -138,7 +156,7 @@ impl<'a> StepTimes<'a> {
         self.between(tokens, |cell| cell.prompt_core_s)
     }
 
-    /// Host seconds of a prompt.
+    /// Host seconds that a prompt adds to its first step.
     #[must_use]
     pub fn prompt_overhead_s(&self) -> f64 {
         self.prompt_overhead_s
