@@ -18,6 +18,6 @@ pub mod predict;
 pub mod price;
 pub mod search;
 pub mod serving;
+pub mod simulate;
 pub mod tco;
 pub mod training;
-pub mod simulate;
