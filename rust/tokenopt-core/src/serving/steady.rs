@@ -49,15 +49,21 @@ pub struct Operation {
     pub output_tps: f64,
 }
 
+/// How much longer a prompt holds up the attention ranks together than the one it prefills on.
+///
+/// Ranks meet at every layer: what one prefills while the others decode, they wait for.
+#[must_use]
+pub fn rank_waiting(parameters: &EngineParameters, layout: Layout) -> f64 {
+    1.0 + parameters.rank_desynchronisation * (f64::from(layout.attn_dp) - 1.0)
+}
+
 impl SteadyState {
     /// Hoists the coefficients of one layout and chunk size.
     #[must_use]
     pub fn new(parameters: &EngineParameters, layout: Layout, prefill: &Prefill, osl: f64) -> Self {
         let stages = f64::from(layout.pp);
         let burst = parameters.burst_share;
-        // Ranks meet at every layer: what one prefills while the others decode, they wait for.
-        let waiting = 1.0 + parameters.rank_desynchronisation * (f64::from(layout.attn_dp) - 1.0);
-        let marginal_s = prefill.marginal_s * waiting;
+        let marginal_s = prefill.marginal_s * rank_waiting(parameters, layout);
         let burst_wait_s = burst * marginal_s;
         Self {
             tokens_after_first: (osl - 1.0).max(0.0),

@@ -96,6 +96,8 @@ pub(super) struct Rank {
     pub assigned: usize,
     /// The latest decode step, s.
     pub step_s: f64,
+    /// Seconds that the next steps wait for the prompts of other ranks.
+    owed_s: f64,
     activity: Activity,
     started_s: f64,
     /// Wake-ups of older plans are void.
@@ -116,6 +118,7 @@ impl Rank {
             cache_bytes: 0.0,
             assigned: 0,
             step_s,
+            owed_s: 0.0,
             activity: Activity::Idle,
             started_s: 0.0,
             generation: 0,
@@ -182,8 +185,8 @@ impl Rank {
             let batch = self.running.len();
             // Every step adds a token to each context: the mean step is the one half way.
             let context = self.context / batch as f64 + 0.5 * (steps - 1) as f64;
-            let step_s = times.decode_step_s(batch, context);
-            self.step_s = step_s;
+            self.step_s = times.decode_step_s(batch, context);
+            let step_s = self.step_s + std::mem::take(&mut self.owed_s) / steps as f64;
             self.activity = Activity::Decode { step_s, steps };
             step_s * steps as f64
         } else {
@@ -227,14 +230,14 @@ impl Rank {
         let mut room = times.chunk_tokens();
         let mut tokens = 0.0;
         let mut prompts = 0;
-        let mut extra_s = 0.0;
+        let mut own_s = 0.0;
         for &slot in &self.prefilling {
             let request = &mut requests[slot as usize];
             let RequestLengths { isl, cached, .. } = request.lengths;
             let part = (isl - request.position).min(room);
-            extra_s += times.prompt_core_s(request.position, request.position + part);
+            own_s += times.prompt_core_s(request.position, request.position + part);
             if request.position <= cached {
-                extra_s += times.prompt_overhead_s();
+                own_s += times.prompt_overhead_s();
             }
             request.position += part;
             tokens += part;
@@ -251,7 +254,9 @@ impl Rank {
         if batch > 0 {
             self.step_s = decode_s;
         }
-        times.mixed_step_s(tokens, decode_s, prompts > 0) + extra_s
+        let owed_s = std::mem::replace(&mut self.owed_s, times.others_s(tokens, own_s));
+        times.mixed_step_s(tokens, own_s, decode_s, prompts > 0)
+            + if batch > 0 { owed_s } else { 0.0 }
     }
 
     /// Ends the activity at `now_s` and reports what it did.

@@ -4,6 +4,7 @@
 use crate::accelerator::Accelerator;
 use crate::model::ModelSpec;
 use crate::ops::attention::Lengths;
+use crate::serving::steady::rank_waiting;
 use crate::serving::{Layout, MemoryPlan, Stack, StepModel};
 
 /// Cells of the length grid per doubling: 8, so that a quadratic is met within 0.2% between two of them.
@@ -40,6 +41,7 @@ pub struct StepTimes<'a> {
     /// Seconds that one prompt token adds to a step that decodes, in full chunks.
     added_s_per_token: f64,
     prompt_overhead_s: f64,
+    rank_waiting: f64,
     stages: f64,
     cache_bytes: f64,
 }
@@ -78,6 +80,7 @@ impl<'a> StepTimes<'a> {
             } else {
                 nominal.prompt_overhead_s
             },
+            rank_waiting: rank_waiting(&stack.parameters, layout),
             stages: f64::from(layout.pp),
             // The pipeline slots of a rank share its chips' memory.
             cache_bytes: memory.cache_bytes(chunk_tokens) / f64::from(layout.pp),
@@ -124,23 +127,34 @@ impl<'a> StepTimes<'a> {
         self.between(context, |cell| cell.decode_step_s(batch))
     }
 
-    /// Seconds of a step that prefills `tokens` prompt tokens and decodes one token of each running request, which
-    /// alone takes `decode_s` (0 = none is running). `is_last` where a prompt ends in this chunk.
+    /// Seconds of a step that prefills `tokens` prompt tokens, whose attention and host work take `own_s`, and decodes
+    /// one token of each running request, which alone takes `decode_s` (0 = none is running). `is_last` where a prompt
+    /// ends in this chunk.
     ///
     /// Beside decode, weights stream once and a prompt token costs its share of a full chunk, as in the steady state;
     /// no step is shorter than its chunk alone.
     #[must_use]
-    pub fn mixed_step_s(&self, tokens: f64, decode_s: f64, is_last: bool) -> f64 {
+    pub fn mixed_step_s(&self, tokens: f64, own_s: f64, decode_s: f64, is_last: bool) -> f64 {
         let alone_s = self.nominal.chunk_s(tokens);
         if decode_s > 0.0 {
-            return (decode_s + tokens * self.added_s_per_token).max(alone_s);
+            let added_s = tokens * self.added_s_per_token + own_s;
+            return (decode_s + added_s).max(alone_s + own_s);
         }
         // Chunks of one prompt follow each other through the pipeline; only the last waits for every stage.
-        if is_last {
-            alone_s
-        } else {
-            alone_s / self.stages
-        }
+        own_s
+            + if is_last {
+                alone_s
+            } else {
+                alone_s / self.stages
+            }
+    }
+
+    /// Seconds that the decode steps of a rank wait for the prompts of other attention ranks while as many prompt tokens
+    /// as `tokens`, with `own_s` for their attention and host work, are its own: balanced ranks prefill as much as each
+    /// other.
+    #[must_use]
+    pub fn others_s(&self, tokens: f64, own_s: f64) -> f64 {
+        (tokens * self.added_s_per_token + own_s) * (self.rank_waiting - 1.0)
     }
 
     /// Seconds of the mixer core for the prompt tokens from `from` to `to`.
