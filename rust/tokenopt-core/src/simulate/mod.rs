@@ -244,6 +244,8 @@ impl Run<'_> {
         let outcomes = &mut engine.outcomes;
         let attainment = outcomes.attainment();
         let measured = outcomes.e2e_s.len();
+        let is_open = !matches!(self.spec.arrivals, Arrivals::Closed { .. });
+        let is_saturated = is_open && outcomes.is_growing(backlog);
         let milliseconds = |sample: &mut Vec<f64>| {
             Distribution::new(std::mem::take(sample)).map(|found| found.scaled(MS_PER_S))
         };
@@ -268,8 +270,6 @@ impl Run<'_> {
         };
         let output_tps = per_s(outcomes.output_tokens);
         let requests_per_s = per_s(measured as f64);
-        let is_open = !matches!(self.spec.arrivals, Arrivals::Closed { .. });
-        let is_saturated = is_open && outcomes.is_growing(backlog);
         let (queue_mean, mean_isl, mean_osl) = (
             per_s(outcomes.waited_s),
             outcomes.input_tokens / measured as f64,
