@@ -13,6 +13,7 @@ def explain(problem_json: str) -> str:
 
 def train(problem_json: str) -> str:
     """Searches for a training run; see `TrainProblem` and `TrainAnswer` in the core."""
+
 def simulate(problem_json: str, spec_json: str) -> str:
     """Simulates the configuration in `point`; see `SimulationSpec` and `SimulationAnswer` in the core."""
 
