@@ -26,6 +26,8 @@ COMMANDS = {
     "tco": "Work out what an owned chip costs per hour, term by term.",
     "measured": "Keep measured benchmarks: import, list, show, remove, export.",
     "plugins": "List plugins and what each contributes.",
+    "lifecycle": "Spread training over served tokens: cost, break-even, net present value.",
+    "roi": "Set token revenue against infrastructure cost.",
     "fleet": "Find the cheapest mix of offers for several workloads.",
     "calibrate": "Fit the physical parameters to measured rows.",
     "validate": "Score predictions against measured rows.",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from tokenopt.cli.options import debug_option
+from tokenopt.cli.options import answer_options, debug_option, write_answer
 
 
 @click.command("fleet")
@@ -18,9 +17,7 @@ from tokenopt.cli.options import debug_option
               help="Relative gap at which the solver may stop.")  # fmt: skip
 @click.option("--time-limit", type=click.FloatRange(0.1, 86400.0), default=60.0, show_default=True,
               help="Seconds of the solver.")  # fmt: skip
-@click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table", show_default=True,
-              help="Form of the answer.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="Write the answer to a file instead.")
+@answer_options
 @debug_option
 def command(
     plan: Path,
@@ -43,7 +40,7 @@ def command(
     from tokenopt.decide.fleet_plan import load_plan
     from tokenopt.plugins import default_registry
     from tokenopt.report.decisions import fleet_text
-    from tokenopt.report.files import check_writable, write_atomically
+    from tokenopt.report.files import check_writable
 
     if out is not None:
         check_writable(out)
@@ -56,8 +53,4 @@ def command(
             status.update(f"searching {label} ({step + 1} of {steps})" if label else "solving")
 
         result = fleet(loaded, registry=registry, gap=gap, time_limit_s=time_limit, report=report)
-    text = json.dumps(result.to_dict(), indent=2) + "\n" if output_format == "json" else fleet_text(result)
-    if out is not None:
-        write_atomically(out, text.encode())
-    else:
-        click.echo(text, nl=False)
+    write_answer(result.to_dict(), lambda: fleet_text(result), output_format, out)

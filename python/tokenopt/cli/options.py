@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -130,3 +132,46 @@ def parse_quotes(quotes: tuple[str, ...]) -> Mapping[str, float]:
         if not separator:
             raise SpecError(f"--price is {quote!r}, expected KEY=USD per chip-hour, for instance b200-sxm=2.10")
     return prices
+
+
+sale_options = _stack(
+    click.option("--sell", type=float, metavar="USD", help="Price per 1M tokens sold, input and output together."),
+    click.option("--sell-input", type=float, metavar="USD", help="Price per 1M input tokens; with --sell-output."),
+    click.option("--sell-output", type=float, metavar="USD", help="Price per 1M output tokens; with --sell-input."),
+)  # fmt: skip
+
+answer_options = _stack(
+    click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table",
+                 show_default=True, help="Form of the answer."),
+    click.option("--out", type=click.Path(path_type=Path), help="Write the answer to a file instead."),
+)  # fmt: skip
+
+
+def sale_price(flags: dict[str, Any]) -> float | None:
+    """Takes the flags of :data:`sale_options` out of `flags`; the price per 1M tokens, None where none is given.
+
+    Raises:
+        SpecError: The flags contradict each other, or one of a pair is missing.
+    """
+    whole, given, sold = (flags.pop(name) for name in ("sell", "sell_input", "sell_output"))
+    if (given is None) != (sold is None):
+        raise SpecError("--sell-input and --sell-output belong together: give both, or --sell alone")
+    if given is None:
+        return whole  # type: ignore[no-any-return]
+    if whole is not None:
+        raise SpecError("--sell and --sell-input both name the price: give one of them")
+    from tokenopt.decide.roi import blended_usd_per_m_tokens
+
+    return blended_usd_per_m_tokens(flags["isl"], flags["osl"], given, sold)
+
+
+def write_answer(answer: Mapping[str, Any], table: Callable[[], str], output_format: str, out: Path | None) -> None:
+    """Prints an answer in the wanted form, or writes it to a file whole."""
+    from tokenopt.report.files import check_writable, write_atomically
+
+    text = json.dumps(answer, indent=2, allow_nan=False) + "\n" if output_format == "json" else table()
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    check_writable(out)
+    write_atomically(out, text.encode())

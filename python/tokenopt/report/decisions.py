@@ -7,11 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tokenopt.report.tables import count, listing_console, plain_table, usd
+from tokenopt.units import MILLION
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tokenopt.decide.fleet import FleetResult
+    from tokenopt.decide.lifecycle import LifecycleResult
+    from tokenopt.decide.roi import RoiResult
 
 
 def rendered(parts: Iterable[str | Table]) -> str:
@@ -80,3 +83,90 @@ def fleet_text(result: FleetResult) -> str:
 def _span(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return count(low) if low == high else f"{low:,}-{high:,}"
+
+
+def lifecycle_text(result: LifecycleResult) -> str:
+    """Year by year, the cost of a token and its parts, and when it pays."""
+    width = listing_console().width
+    years = plain_table(
+        [
+            ("year", "right"), ("1M tokens", "right"), ("serving", "right"), ("training", "right"),
+            ("other", "right", 1), ("revenue", "right"),
+        ],
+        [
+            [
+                str(year.year) if year.share == 1.0 else f"{year.year} ({year.share:.2g})",
+                count(year.tokens / MILLION), usd(year.serving_usd), usd(year.training_usd), usd(year.fixed_usd),
+                usd(year.revenue_usd),
+            ]
+            for year in result.years
+        ],
+        width,
+    )  # fmt: skip
+    inputs = result.inputs
+    spread = f", P10-P90 {usd(result.interval.p10)} to {usd(result.interval.p90)}" if result.interval else ""
+    lines = [
+        f"Before the first token: {usd(inputs.pretrain_usd)} pretraining, {usd(inputs.posttrain_usd)} post-training.",
+        f"Cost per 1M tokens over {inputs.years:g} years: {usd(result.usd_per_m_tokens)} "
+        f"({usd(result.serving_usd_per_m_tokens)} serving, {usd(result.training_usd_per_m_tokens)} training, "
+        f"{usd(result.fixed_usd_per_m_tokens)} other){spread}; the price that just pays, at "
+        f"{inputs.discount_rate:.0%} cost of capital: {usd(result.levelised_usd_per_m_tokens)}.",
+    ]
+    if inputs.usd_per_m_tokens is not None:
+        volume = result.break_even_tokens_per_day
+        lines.append(
+            f"Sold at {usd(inputs.usd_per_m_tokens)}: net present value {_signed(result.npv_usd)}, training is back "
+            f"{_after(result.payback_years)}; break-even volume "
+            + (f"{volume / MILLION:,.0f}M tokens a day." if volume is not None else "none: serving alone costs more.")
+        )
+    return rendered([years, *lines])
+
+
+def roi_text(result: RoiResult) -> str:
+    """Year by year, margin, payback and what would just pay."""
+    width = listing_console().width
+    years = plain_table(
+        [("year", "right"), ("1M tokens", "right"), ("revenue", "right"), ("running cost", "right"), ("left", "right")],
+        [
+            [
+                str(year.year) if year.share == 1.0 else f"{year.year} ({year.share:.2g})",
+                count(year.tokens / MILLION), usd(year.revenue_usd), usd(year.running_usd),
+                _signed(year.revenue_usd - year.running_usd),
+            ]
+            for year in result.years
+        ],
+        width,
+    )  # fmt: skip
+    inputs = result.inputs
+    lines = []
+    if result.configuration is not None:
+        best = result.configuration
+        lines.append(
+            f"On {best['chips']:,} x {best['accelerator']} ({best['engine']}), {inputs.tokens_per_s:,.0f} tokens/s at full "
+            f"load, input and output together."
+        )
+    multiple = f", {result.return_multiple:.3g} times the cost" if result.return_multiple is not None else ""
+    lines += [
+        f"Over {inputs.years:g} years: revenue {usd(result.revenue_usd)} against {usd(result.cost_usd)} "
+        f"({usd(inputs.investment_usd)} of it up front){multiple}; margin {result.margin:.1%}, net present value "
+        f"{_signed(result.npv_usd)}{_investment_back(result)}.",
+        f"A token costs {usd(result.cost_usd_per_m_tokens)} per 1M; revenue equals cost at "
+        f"{usd(result.break_even_usd_per_m_tokens)} per 1M, or at {result.break_even_utilization:.1%} utilization.",
+    ]
+    return rendered([years, *lines])
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"-{usd(-value)}" if value < 0 else usd(value)
+
+
+def _investment_back(result: RoiResult) -> str:
+    if result.inputs.investment_usd == 0:
+        return ""
+    return f", investment back {_after(None if result.payback_months is None else result.payback_months / 12.0)}"
+
+
+def _after(years: float | None) -> str:
+    if years is None:
+        return "never"
+    return "at once" if years == 0 else f"after {years * 12:.1f} months"
