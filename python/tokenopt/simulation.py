@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from tokenopt.problem import CompiledProblem, SearchRequest
 from tokenopt.request import DEFAULT_ISL, DEFAULT_OSL
 from tokenopt.serve import SCHEMA, Solution, compile_request, name_solution
 from tokenopt.traces import Trace, load_trace
+from tokenopt.verification import Run, run_core
 
 Arrival = Literal["closed", "poisson", "trace"]
 
@@ -25,78 +25,6 @@ ROUNDS = 10
 MAX_REQUESTS = 10_000_000
 MAX_RATE = 1e9
 MAX_CV = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Percentiles:
-    """A distribution over requests."""
-
-    mean: float
-    p50: float
-    p90: float
-    p99: float
-
-
-@dataclass(frozen=True, slots=True)
-class Attainment:
-    """Shares of requests within the limits: all of them together, and each."""
-
-    all: float
-    tpot: float
-    ttft: float
-    e2e: float
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What a simulation measured on one replica.
-
-    Attributes:
-        requests: Requests measured.
-        refused: Requests that no rank can hold, dropped.
-        measured_s: Simulated seconds that were measured.
-        elapsed_s: Wall time, s.
-        ttft_ms: Time to first token.
-        tpot_ms: Time per output token after the first, mean of each request; None when no request has a second token.
-        e2e_ms: Whole request.
-        requests_per_s: Requests/s that ended.
-        goodput_requests_per_s: Requests/s that ended within every limit.
-        output_tps: Output tokens/s.
-        output_tps_per_chip: Output tokens/s per chip.
-        mean_isl, mean_osl: Mean lengths of the measured requests, tokens.
-        slo_attainment: Shares of requests within the limits.
-        running_batch: Requests decoding, mean.
-        most_running_per_rank: Most requests that a rank held at once.
-        queue_mean: Requests waiting for room, mean.
-        queue_max: Longest queue of a rank.
-        cache_used_share: Share of the cache memory in use, mean.
-        busy_share: Share of time in which a rank works.
-        prefill_share: Share of time that prompts add to the steps.
-        is_saturated: Whether requests arrived faster than they ended.
-    """
-
-    requests: int
-    refused: int
-    measured_s: float
-    elapsed_s: float
-    ttft_ms: Percentiles
-    tpot_ms: Percentiles | None
-    e2e_ms: Percentiles
-    requests_per_s: float
-    goodput_requests_per_s: float
-    output_tps: float
-    output_tps_per_chip: float
-    mean_isl: float
-    mean_osl: float
-    slo_attainment: Attainment
-    running_batch: float
-    most_running_per_rank: int
-    queue_mean: float
-    queue_max: int
-    cache_used_share: float
-    busy_share: float
-    prefill_share: float
-    is_saturated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +121,7 @@ def simulate(
         "seed": seed,
         "max_running": max_running,
     }
-    run = simulate_point(problem, point, spec)
+    run = run_core(problem.core, point, spec)
     traffic = {
         "arrival": kind,
         "concurrency": in_flight if kind == "closed" else None,
@@ -204,22 +132,6 @@ def simulate(
         "seed": seed,
     }
     return Simulation(solution, traffic, run, dict(problem.core["limits"]))
-
-
-def simulate_point(problem: CompiledProblem, point: Mapping[str, int], spec: Mapping[str, Any]) -> Run:
-    """One run of the core's simulator."""
-    from tokenopt import _core
-
-    raw = json.loads(_core.simulate(json.dumps({**problem.core, "point": point}), json.dumps(spec)))
-    return Run(
-        **{
-            **raw,
-            "ttft_ms": Percentiles(**raw["ttft_ms"]),
-            "tpot_ms": Percentiles(**raw["tpot_ms"]) if raw["tpot_ms"] else None,
-            "e2e_ms": Percentiles(**raw["e2e_ms"]),
-            "slo_attainment": Attainment(**raw["slo_attainment"]),
-        }
-    )
 
 
 def _arrival(arrival: str | None, concurrency: int | None, rate: float | None, trace: Trace | None) -> Arrival:

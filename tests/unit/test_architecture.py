@@ -17,7 +17,7 @@ LAYERS = [
     {"catalog"},
     {"plugins", "prices"},
     {"request", "training_request", "problem", "training_problem", "measured", "traces"},
-    {"serve", "training"},
+    {"serve", "training", "verification"},
     {"breakdown", "decide", "testing", "scaffold", "plugin_template"},
     {"conformance", "simulation"},
     {"report"},

@@ -8,7 +8,8 @@ from tokenopt.report.tables import Column, count, layout_text, milliseconds, pla
 from tokenopt.units import MS_PER_S
 
 if TYPE_CHECKING:
-    from tokenopt.simulation import Percentiles, Simulation
+    from tokenopt.simulation import Simulation
+    from tokenopt.verification import Percentiles
 
 _MEASURES = (("TTFT", "ttft", "ttft_s"), ("TPOT", "tpot", "tpot_s"), ("whole request", "e2e", "e2e_s"))
 

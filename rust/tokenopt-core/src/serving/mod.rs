@@ -4,6 +4,7 @@ pub mod layout;
 pub mod memory;
 pub mod offline;
 pub mod open_loop;
+pub mod queueing;
 pub mod speculation;
 pub mod steady;
 pub mod step;
