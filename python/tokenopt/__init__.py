@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenopt.breakdown import explain as explain
+    from tokenopt.posttraining import PosttrainResult as PosttrainResult
+    from tokenopt.posttraining import posttrain as posttrain
+    from tokenopt.posttraining_request import PosttrainRequest as PosttrainRequest
     from tokenopt.problem import SearchRequest as SearchRequest
     from tokenopt.serve import SearchResult as SearchResult
     from tokenopt.serve import Solution as Solution
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from tokenopt.training_request import TrainRequest as TrainRequest
 
 _LAZY = {
+    "PosttrainRequest": "tokenopt.posttraining_request",
+    "PosttrainResult": "tokenopt.posttraining",
+    "posttrain": "tokenopt.posttraining",
     "SearchRequest": "tokenopt.problem",
     "SearchResult": "tokenopt.serve",
     "Solution": "tokenopt.serve",
@@ -36,8 +42,8 @@ _LAZY = {
 """Public names and the modules that define them; imported on first use so that `import tokenopt` costs nothing."""
 
 __all__ = [
-    "SearchRequest", "SearchResult", "Simulation", "Solution", "TrainRequest", "TrainResult", "__version__", "explain",
-    "search", "simulate", "train",
+    "PosttrainRequest", "PosttrainResult", "SearchRequest", "SearchResult", "Simulation", "Solution", "TrainRequest",
+    "TrainResult", "__version__", "explain", "posttrain", "search", "simulate", "train",
 ]  # fmt: skip
 
 

@@ -17,6 +17,9 @@ def train(problem_json: str) -> str:
 def simulate(problem_json: str, spec_json: str) -> str:
     """Simulates the configuration in `point`; see `SimulationSpec` and `SimulationAnswer` in the core."""
 
+def posttrain(problem_json: str) -> str:
+    """Searches for a post-training plan; see `PosttrainProblem` and `PosttrainAnswer` in the core."""
+
 def count_model(model_json: str) -> str:
     """Counts parameters and bytes of an architecture."""
 

@@ -18,6 +18,7 @@ from tokenopt.errors import ExitCode, TokenoptError
 COMMANDS = {
     "search": "Find the cheapest way to serve a model within limits.",
     "train": "Find the cheapest way to train a model within a deadline and a chip budget.",
+    "posttrain": "Find the cheapest hardware for each stage of RLHF, GRPO, DPO and the like.",
     "explain": "Break one configuration down: time, memory, what binds.",
     "simulate": "Simulate one replica request by request: latency percentiles, queues.",
     "hardware": "List accelerators, or show one with its sources.",

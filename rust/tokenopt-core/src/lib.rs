@@ -14,6 +14,7 @@ pub mod model;
 pub mod money;
 pub mod ops;
 pub mod parameters;
+pub mod posttraining;
 pub mod predict;
 pub mod price;
 pub mod search;

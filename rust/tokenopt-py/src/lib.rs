@@ -2,6 +2,7 @@
 
 mod convert;
 mod money;
+mod posttraining;
 mod run;
 mod serving;
 mod training;
@@ -20,6 +21,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(money::tco, module)?)?;
     module.add_function(wrap_pyfunction!(money::price, module)?)?;
     module.add_function(wrap_pyfunction!(training::train, module)?)?;
+    module.add_function(wrap_pyfunction!(posttraining::posttrain, module)?)?;
     module.add_function(wrap_pyfunction!(training::training_parameters, module)?)?;
     module.add_class::<training::TrainingRows>()?;
     Ok(())

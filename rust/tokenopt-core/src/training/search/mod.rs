@@ -72,7 +72,7 @@ pub fn search(problem: &TrainProblem, stop: &AtomicBool) -> Result<TrainAnswer, 
     ))
 }
 
-fn find(problem: &TrainProblem, stop: &AtomicBool) -> Result<TrainFindings, CoreError> {
+pub(crate) fn find(problem: &TrainProblem, stop: &AtomicBool) -> Result<TrainFindings, CoreError> {
     let units = work_units(problem);
     let empty = || TrainFindings::new(problem.top, problem.accelerators.len());
     let is_stopped = || stop.load(Ordering::Relaxed);

@@ -1,0 +1,778 @@
+//! Plans: which chips run which stage, how stages share them or overlap, and what a step, a run and a token cost.
+
+use std::sync::atomic::{AtomicBool, Ordering as Order};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::problem::{PassKind, Placement, PosttrainProblem};
+use super::stages::{self, StageLayout, StageTime};
+use crate::count::count;
+use crate::error::CoreError;
+use crate::money::{undominated_offers, FleetUnit, SECONDS_PER_HOUR, TOKENS_PER_QUOTE};
+use crate::training::run::Goodput;
+
+/// Answer of a search for a post-training run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PosttrainAnswer {
+    /// Stage configurations worked out.
+    pub evaluated: u64,
+    /// Plans priced.
+    pub plans: u64,
+    /// Plans that meet the limits.
+    pub feasible: u64,
+    /// Best plans, cheapest first; one entry a placement and set of accelerators.
+    pub best: Vec<PosttrainPlan>,
+    /// Best plan of each placement, cheapest first.
+    pub by_placement: Vec<PosttrainPlan>,
+    /// Best plan on one accelerator, all stages on the same chips, cheapest first.
+    pub by_accelerator: Vec<PosttrainPlan>,
+    /// Each stage alone on each accelerator, cheapest first within a stage.
+    pub by_stage: Vec<StageCost>,
+    /// The fastest plan, when none meets the limits.
+    pub nearest: Option<PosttrainPlan>,
+    /// Longest answer of a step, tokens.
+    pub longest_response_tokens: Option<f64>,
+}
+
+/// One stage on a pool.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StageCost {
+    /// Name of the stage.
+    pub stage: String,
+    /// Index of the accelerator.
+    pub accelerator: usize,
+    /// Index of the engine (generation) or trainer (all else).
+    pub stack: usize,
+    /// Chips paid for.
+    pub chips: f64,
+    /// Seconds a step.
+    pub seconds: f64,
+    /// USD a step while the stage runs, waiting not counted.
+    pub usd_per_step: f64,
+    /// Offer.
+    pub offer: u32,
+    /// Layout.
+    pub layout: StageLayoutAnswer,
+}
+
+/// Layout of a stage, degrees that do not apply 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StageLayoutAnswer {
+    /// Tensor parallelism.
+    pub tp: u32,
+    /// Pipeline stages.
+    pub pp: u32,
+    /// Context parallelism.
+    pub cp: u32,
+    /// Expert parallelism.
+    pub ep: u32,
+    /// Data parallelism: attention ranks times replicas of an engine, ranks of a trainer.
+    pub dp: u32,
+    /// Requests decoded at once by an engine's rank, or sequences of a micro-batch.
+    pub batch: f64,
+}
+
+impl From<&StageLayout> for StageLayoutAnswer {
+    fn from(layout: &StageLayout) -> Self {
+        match layout {
+            StageLayout::Serving {
+                layout,
+                replicas,
+                batch,
+            } => Self {
+                tp: layout.tp,
+                pp: layout.pp,
+                cp: 1,
+                ep: layout.ep,
+                dp: layout.attn_dp * replicas,
+                batch: *batch,
+            },
+            StageLayout::Training(layout) => Self {
+                tp: layout.tp,
+                pp: layout.pp,
+                cp: layout.cp,
+                ep: layout.ep,
+                dp: layout.dp,
+                batch: f64::from(layout.micro_batch),
+            },
+            StageLayout::Host => Self {
+                tp: 1,
+                pp: 1,
+                cp: 1,
+                ep: 1,
+                dp: 1,
+                batch: 0.0,
+            },
+        }
+    }
+}
+
+/// One pool of chips of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PoolAnswer {
+    /// Index of the accelerator.
+    pub accelerator: usize,
+    /// Offer.
+    pub offer: u32,
+    /// Instances paid for.
+    pub instances: f64,
+    /// Chips paid for.
+    pub chips: f64,
+    /// USD per hour.
+    pub usd_per_hr: f64,
+    /// Share of the step in which the pool works.
+    pub busy: f64,
+    /// Its stages.
+    pub stages: Vec<StageCost>,
+}
+
+/// One plan, priced.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PosttrainPlan {
+    /// How stages share chips.
+    pub placement: Placement,
+    /// Whether generation overlaps with training on the answers of the step before.
+    pub is_overlapped: bool,
+    /// Pools.
+    pub pools: Vec<PoolAnswer>,
+    /// Seconds of a step.
+    pub step_time_s: f64,
+    /// Moving state out of the way and engines waking up, s a step.
+    pub switch_s: f64,
+    /// New weights to the engines, s a step.
+    pub weight_sync_s: f64,
+    /// Share of the step that is generation, as if alone.
+    pub generation_share: f64,
+    /// Chips paid for.
+    pub chips: f64,
+    /// USD per hour.
+    pub usd_per_hr: f64,
+    /// USD per step.
+    pub usd_per_step: f64,
+    /// USD of the run.
+    pub usd_per_run: f64,
+    /// USD per million tokens trained on.
+    pub usd_per_m_tokens: f64,
+    /// Wall time of the run, days.
+    pub days: f64,
+    /// Chip-hours paid for.
+    pub gpu_hours: f64,
+    /// kWh of the run.
+    pub kwh_per_run: f64,
+    /// Share of the wall time that makes progress.
+    pub goodput: f64,
+    /// Tokens trained on per second and chip paid for.
+    pub tokens_per_s_per_chip: f64,
+}
+
+/// Everything one pool can do: its price and the time of each stage.
+#[derive(Debug, Clone)]
+struct Pool {
+    accelerator: usize,
+    /// Chips in use.
+    used: u32,
+    instances: f64,
+    chips: f64,
+    usd_per_hr: f64,
+    offer: u32,
+    generation: Option<StageTime>,
+    passes: Vec<Option<StageTime>>,
+}
+
+/// Numbers of nodes that are tried.
+const NODES: &[u32] = &[
+    1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024,
+];
+
+/// Searches for the cheapest plan.
+///
+/// # Errors
+/// [`CoreError::Interrupted`] when `stop` is raised while it runs.
+pub fn posttrain(
+    problem: &PosttrainProblem,
+    stop: &AtomicBool,
+) -> Result<PosttrainAnswer, CoreError> {
+    let sizes: Vec<(usize, u32)> = problem
+        .accelerators
+        .iter()
+        .enumerate()
+        .flat_map(|(index, accelerator)| {
+            let node = accelerator.chips_per_node.max(1);
+            let parts = [1, 2, 4].into_iter().filter(move |part| *part < node);
+            let whole = NODES.iter().map(move |count| count.saturating_mul(node));
+            parts
+                .chain(whole)
+                .filter(|chips| *chips <= problem.max_chips)
+                .map(move |chips| (index, chips))
+        })
+        .collect();
+    let pools: Vec<Pool> = sizes
+        .par_iter()
+        .map(|(accelerator, chips)| pool(problem, *accelerator, *chips, stop))
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .flatten()
+        .collect();
+    if stop.load(Order::Relaxed) {
+        return Err(CoreError::Interrupted);
+    }
+    let stage_count = problem.passes.len() + usize::from(problem.rollout.is_some());
+    let mut search = PlanSearch {
+        problem,
+        plans: 0,
+        feasible: 0,
+        kept: Vec::new(),
+        nearest: None,
+    };
+    let is_wanted = |placement| {
+        problem
+            .placements
+            .as_ref()
+            .is_none_or(|wanted| wanted.contains(&placement))
+    };
+    if is_wanted(Placement::Colocated) {
+        search.colocated(&pools);
+    }
+    for placement in [Placement::Split, Placement::Separate] {
+        if problem.rollout.is_some() && is_wanted(placement) {
+            search.pooled(&pools, placement);
+        }
+    }
+    Ok(search.answer(&pools, (pools.len() * stage_count) as u64))
+}
+
+/// Works out every stage on one pool; None when no offer sells it.
+fn pool(
+    problem: &PosttrainProblem,
+    accelerator_index: usize,
+    chips: u32,
+    stop: &AtomicBool,
+) -> Result<Option<Pool>, CoreError> {
+    let accelerator = &problem.accelerators[accelerator_index];
+    let cheapest = undominated_offers(&accelerator.offers)
+        .iter()
+        .filter_map(|offer| FleetUnit::new(accelerator, offer, chips))
+        .map(|unit| {
+            let instances = unit.instances_for(f64::from(chips));
+            (instances * unit.usd_per_instance_hr, instances, unit)
+        })
+        .filter(|(_, instances, unit)| {
+            instances * unit.chips_per_instance <= f64::from(problem.max_chips)
+        })
+        .min_by(|a, b| a.0.total_cmp(&b.0).then(a.2.offer.cmp(&b.2.offer)));
+    let Some((usd_per_hr, instances, unit)) = cheapest else {
+        return Ok(None);
+    };
+    let generation = problem.rollout.as_ref().and_then(|rollout| {
+        fastest(
+            problem
+                .engines
+                .iter()
+                .enumerate()
+                .filter_map(|(index, stack)| {
+                    (stack.accelerator == accelerator_index)
+                        .then(|| {
+                            stages::generation(
+                                &problem.models[0],
+                                accelerator,
+                                stack,
+                                index,
+                                rollout,
+                                problem.max_batch,
+                                chips,
+                            )
+                        })
+                        .flatten()
+                }),
+        )
+    });
+    let mut passes = Vec::with_capacity(problem.passes.len());
+    for place in 0..problem.passes.len() {
+        let mut times = Vec::new();
+        for (index, stack) in problem.trainers.iter().enumerate() {
+            if stack.accelerator == accelerator_index {
+                times.extend(stages::pass(problem, place, index, chips, stop)?);
+            }
+        }
+        passes.push(fastest(times.into_iter()));
+    }
+    Ok(Some(Pool {
+        accelerator: accelerator_index,
+        used: chips,
+        instances,
+        chips: instances * unit.chips_per_instance,
+        usd_per_hr,
+        offer: unit.offer,
+        generation,
+        passes,
+    }))
+}
+
+fn fastest(times: impl Iterator<Item = StageTime>) -> Option<StageTime> {
+    times.min_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.stack.cmp(&b.stack)))
+}
+
+/// Name of the stage that writes answers.
+const GENERATION: &str = "generation";
+
+struct PlanSearch<'a> {
+    problem: &'a PosttrainProblem,
+    plans: u64,
+    feasible: u64,
+    kept: Vec<PosttrainPlan>,
+    nearest: Option<PosttrainPlan>,
+}
+
+/// Which stages a pool runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Duty {
+    Generate,
+    Score,
+    Update,
+    ScoreAndUpdate,
+}
+
+impl Duty {
+    fn takes(self, kind: &PassKind) -> bool {
+        let is_update = matches!(kind, PassKind::Update { .. });
+        match self {
+            Self::Generate => false,
+            Self::Score => !is_update,
+            Self::Update => is_update,
+            Self::ScoreAndUpdate => true,
+        }
+    }
+}
+
+/// A pool with a duty and the time its stages take.
+struct Candidate<'a> {
+    pool: &'a Pool,
+    duty: Duty,
+    seconds: f64,
+}
+
+impl<'a> PlanSearch<'a> {
+    /// Seconds of a pool's duty; None when it cannot do it. A pool that changes between passes pays for it.
+    fn seconds(&self, pool: &Pool, duty: Duty) -> Option<f64> {
+        if duty == Duty::Generate {
+            return pool.generation.map(|stage| stage.seconds);
+        }
+        let mut total = 0.0;
+        let mut count = 0;
+        for (spec, time) in self.problem.passes.iter().zip(&pool.passes) {
+            if duty.takes(&spec.kind) {
+                total += (*time)?.seconds;
+                count += 1;
+            }
+        }
+        let changes = f64::from((count - 1).max(0)) * self.problem.switching.phase_overhead_s;
+        Some(total + changes)
+    }
+
+    /// Pools worth having for a duty: none is cheaper, faster and smaller at once.
+    fn candidates<'b>(&self, pools: &'b [Pool], duty: Duty) -> Vec<Candidate<'b>> {
+        let mut all: Vec<Candidate<'b>> = pools
+            .iter()
+            .filter_map(|pool| {
+                self.seconds(pool, duty).map(|seconds| Candidate {
+                    pool,
+                    duty,
+                    seconds,
+                })
+            })
+            .collect();
+        all.sort_by(|a, b| {
+            a.pool
+                .usd_per_hr
+                .total_cmp(&b.pool.usd_per_hr)
+                .then(a.seconds.total_cmp(&b.seconds))
+                .then(a.pool.accelerator.cmp(&b.pool.accelerator))
+        });
+        let mut kept: Vec<Candidate<'b>> = Vec::new();
+        for candidate in all {
+            let is_beaten = kept.iter().any(|known| {
+                known.seconds <= candidate.seconds && known.pool.chips <= candidate.pool.chips
+            });
+            if !is_beaten {
+                kept.push(candidate);
+            }
+        }
+        kept
+    }
+
+    fn sync_s(&self, generating: &Pool, is_shared: bool, chips: f64) -> f64 {
+        let Some(stage) = generating.generation else {
+            return 0.0;
+        };
+        let replica = match stage.layout {
+            StageLayout::Serving { layout, .. } => f64::from(layout.chips()),
+            _ => 1.0,
+        };
+        stages::weight_sync_s(
+            &self.problem.models[0],
+            &self.problem.accelerators[generating.accelerator],
+            &self.problem.engines[stage.stack],
+            replica,
+            is_shared,
+            chips,
+        )
+    }
+
+    fn colocated(&mut self, pools: &[Pool]) {
+        let has_rollout = self.problem.rollout.is_some();
+        for pool in pools {
+            let Some(passes_s) = self.seconds(pool, Duty::ScoreAndUpdate) else {
+                continue;
+            };
+            let generation_s = match (has_rollout, pool.generation) {
+                (false, _) => 0.0,
+                (true, Some(stage)) => stage.seconds,
+                (true, None) => continue,
+            };
+            let (switch_s, sync_s) = if has_rollout {
+                // Trainer state goes out for the rollout and comes back; the engine sleeps and wakes.
+                let switching = &self.problem.switching;
+                let state: f64 = pool
+                    .passes
+                    .iter()
+                    .flatten()
+                    .map(|time| time.state_bytes)
+                    .sum();
+                let moves = 2.0 * state / switching.host_bytes_per_s;
+                let sync = self.sync_s(pool, true, f64::from(pool.used));
+                (moves + 2.0 * switching.phase_overhead_s, sync)
+            } else {
+                (0.0, 0.0)
+            };
+            let candidate = Candidate {
+                pool,
+                duty: Duty::ScoreAndUpdate,
+                seconds: passes_s + generation_s,
+            };
+            let step_s = passes_s + generation_s + switch_s + sync_s;
+            self.consider(
+                Placement::Colocated,
+                false,
+                &[&candidate],
+                step_s,
+                switch_s,
+                sync_s,
+            );
+        }
+    }
+
+    fn pooled(&mut self, pools: &[Pool], placement: Placement) {
+        let duties: &[Duty] = match placement {
+            Placement::Colocated => return,
+            Placement::Split => &[Duty::Generate, Duty::ScoreAndUpdate],
+            Placement::Separate => &[Duty::Generate, Duty::Score, Duty::Update],
+        };
+        let has_scores = self
+            .problem
+            .passes
+            .iter()
+            .any(|spec| Duty::Score.takes(&spec.kind));
+        if placement == Placement::Separate && !has_scores {
+            return;
+        }
+        let options: Vec<Vec<Candidate<'_>>> = duties
+            .iter()
+            .map(|duty| self.candidates(pools, *duty))
+            .collect();
+        let mut places = vec![0; duties.len()];
+        if options.iter().any(Vec::is_empty) {
+            return;
+        }
+        loop {
+            let chosen: Vec<&Candidate<'_>> = places
+                .iter()
+                .zip(&options)
+                .map(|(place, list)| &list[*place])
+                .collect();
+            let chips: f64 = chosen.iter().map(|candidate| candidate.pool.chips).sum();
+            if chips <= f64::from(self.problem.max_chips) {
+                // Pools of unlike chips, or of more than a domain, meet over the network.
+                let is_alike = chosen
+                    .iter()
+                    .all(|c| c.pool.accelerator == chosen[0].pool.accelerator);
+                let reach = if is_alike { chips } else { f64::INFINITY };
+                let sync_s = self.sync_s(chosen[0].pool, false, reach);
+                let sum: f64 = chosen.iter().map(|candidate| candidate.seconds).sum();
+                self.consider(placement, false, &chosen, sum + sync_s, 0.0, sync_s);
+                if self.problem.may_overlap {
+                    let most = chosen.iter().map(|c| c.seconds).fold(0.0, f64::max);
+                    self.consider(placement, true, &chosen, most + sync_s, 0.0, sync_s);
+                }
+            }
+            if !advance(&mut places, &options) {
+                return;
+            }
+        }
+    }
+
+    /// Prices a plan and keeps it where it is the best of its kind.
+    fn consider(
+        &mut self,
+        placement: Placement,
+        is_overlapped: bool,
+        chosen: &[&Candidate<'_>],
+        step_s: f64,
+        switch_s: f64,
+        sync_s: f64,
+    ) {
+        self.plans += 1;
+        let problem = self.problem;
+        let usd_per_hr: f64 = chosen.iter().map(|c| c.pool.usd_per_hr).sum();
+        let used: f64 = chosen.iter().map(|c| f64::from(c.pool.used)).sum();
+        let goodput = self.goodput(used);
+        let wall_s = step_s * problem.steps / goodput;
+        let days = wall_s / SECONDS_PER_HOUR / 24.0;
+        let usd = wall_s / SECONDS_PER_HOUR * usd_per_hr;
+        let is_late = problem.deadline_days.is_some_and(|limit| days > limit);
+        if is_late {
+            let is_nearer = self.nearest.as_ref().is_none_or(|known| days < known.days);
+            if is_nearer && self.feasible == 0 {
+                self.nearest = Some(self.plan(
+                    placement,
+                    is_overlapped,
+                    chosen,
+                    step_s,
+                    switch_s,
+                    sync_s,
+                    goodput,
+                ));
+            }
+            return;
+        }
+        self.feasible += 1;
+        let is_same_kind = |known: &PosttrainPlan| {
+            known.placement == placement
+                && known.is_overlapped == is_overlapped
+                && known.pools.len() == chosen.len()
+                && known
+                    .pools
+                    .iter()
+                    .zip(chosen)
+                    .all(|(pool, c)| pool.accelerator == c.pool.accelerator)
+        };
+        match self.kept.iter().position(is_same_kind) {
+            Some(place) if self.kept[place].usd_per_run <= usd => {}
+            place => {
+                let plan = self.plan(
+                    placement,
+                    is_overlapped,
+                    chosen,
+                    step_s,
+                    switch_s,
+                    sync_s,
+                    goodput,
+                );
+                match place {
+                    Some(place) => self.kept[place] = plan,
+                    None => self.kept.push(plan),
+                }
+            }
+        }
+    }
+
+    fn goodput(&self, chips: f64) -> f64 {
+        const STATE_BYTES_PER_PARAMETER: f64 = 14.0;
+        let problem = self.problem;
+        let reliability = &problem.reliability;
+        let storage = problem.checkpoint.bytes_per_s_per_chip * chips;
+        let trained: f64 = problem
+            .passes
+            .iter()
+            .filter(|spec| matches!(spec.kind, PassKind::Update { .. }))
+            .map(|spec| count(&problem.models[spec.model]).total_parameters)
+            .sum();
+        let read_s = STATE_BYTES_PER_PARAMETER * trained / storage;
+        let stall_s = problem.checkpoint.stall_s.unwrap_or(read_s);
+        let rate = chips / (reliability.chip_hours_between_failures * SECONDS_PER_HOUR);
+        let recovery_s = reliability.detection_s + reliability.restart_s + read_s;
+        Goodput::new(rate, recovery_s, stall_s, problem.checkpoint.interval_s).share
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what `consider` has worked out already"
+    )]
+    fn plan(
+        &self,
+        placement: Placement,
+        is_overlapped: bool,
+        chosen: &[&Candidate<'_>],
+        step_s: f64,
+        switch_s: f64,
+        sync_s: f64,
+        goodput: f64,
+    ) -> PosttrainPlan {
+        let problem = self.problem;
+        let usd_per_hr: f64 = chosen.iter().map(|c| c.pool.usd_per_hr).sum();
+        let chips: f64 = chosen.iter().map(|c| c.pool.chips).sum();
+        let wall_s = step_s * problem.steps / goodput;
+        let hours = wall_s / SECONDS_PER_HOUR;
+        let usd = hours * usd_per_hr;
+        let tokens = problem.sequences * problem.sequence_tokens;
+        const W_PER_KW: f64 = 1000.0;
+        let power_w: f64 = chosen
+            .iter()
+            .map(|c| c.pool.chips * problem.accelerators[c.pool.accelerator].power_w)
+            .sum();
+        let generation_s = chosen[0].pool.generation.map_or(0.0, |stage| stage.seconds);
+        PosttrainPlan {
+            placement,
+            is_overlapped,
+            pools: chosen
+                .iter()
+                .map(|candidate| self.pool_answer(placement, candidate, step_s))
+                .collect(),
+            step_time_s: step_s,
+            switch_s,
+            weight_sync_s: sync_s,
+            generation_share: (generation_s / step_s).min(1.0),
+            chips,
+            usd_per_hr,
+            usd_per_step: usd / problem.steps,
+            usd_per_run: usd,
+            usd_per_m_tokens: usd / problem.steps / tokens * TOKENS_PER_QUOTE,
+            days: hours / 24.0,
+            gpu_hours: chips * hours,
+            kwh_per_run: power_w / W_PER_KW * hours,
+            goodput,
+            tokens_per_s_per_chip: tokens / step_s / chips,
+        }
+    }
+
+    fn pool_answer(
+        &self,
+        placement: Placement,
+        candidate: &Candidate<'_>,
+        step_s: f64,
+    ) -> PoolAnswer {
+        let pool = candidate.pool;
+        let mut stages = Vec::new();
+        if candidate.duty == Duty::Generate || placement == Placement::Colocated {
+            stages.extend(
+                pool.generation
+                    .map(|time| stage_cost(GENERATION, pool, &time)),
+            );
+        }
+        for (spec, time) in self.problem.passes.iter().zip(&pool.passes) {
+            if candidate.duty.takes(&spec.kind) {
+                stages.extend(time.map(|time| stage_cost(&spec.name, pool, &time)));
+            }
+        }
+        PoolAnswer {
+            accelerator: pool.accelerator,
+            offer: pool.offer,
+            instances: pool.instances,
+            chips: pool.chips,
+            usd_per_hr: pool.usd_per_hr,
+            busy: (candidate.seconds / step_s).min(1.0),
+            stages,
+        }
+    }
+
+    fn answer(mut self, pools: &[Pool], evaluated: u64) -> PosttrainAnswer {
+        let order = |a: &PosttrainPlan, b: &PosttrainPlan| {
+            a.usd_per_run
+                .total_cmp(&b.usd_per_run)
+                .then(a.days.total_cmp(&b.days))
+                .then(a.placement.cmp(&b.placement))
+        };
+        self.kept.sort_by(order);
+        let mut by_placement: Vec<PosttrainPlan> = Vec::new();
+        for plan in &self.kept {
+            let is_new = !by_placement.iter().any(|known| {
+                known.placement == plan.placement && known.is_overlapped == plan.is_overlapped
+            });
+            if is_new {
+                by_placement.push(plan.clone());
+            }
+        }
+        let by_accelerator = self
+            .kept
+            .iter()
+            .filter(|plan| plan.placement == Placement::Colocated)
+            .cloned()
+            .collect();
+        PosttrainAnswer {
+            evaluated,
+            plans: self.plans,
+            feasible: self.feasible,
+            by_stage: self.by_stage(pools),
+            best: self.kept.iter().take(self.problem.top).cloned().collect(),
+            by_placement,
+            by_accelerator,
+            nearest: self.nearest.filter(|_| self.feasible == 0),
+            longest_response_tokens: self
+                .problem
+                .rollout
+                .map(|rollout| rollout.longest_response_tokens()),
+        }
+    }
+
+    /// The cheapest way to run each stage alone on each accelerator, within the time a step may take.
+    fn by_stage(&self, pools: &[Pool]) -> Vec<StageCost> {
+        let problem = self.problem;
+        let most_s = problem.deadline_days.map_or(f64::INFINITY, |days| {
+            days * 24.0 * SECONDS_PER_HOUR / problem.steps
+        });
+        let mut costs: Vec<StageCost> = Vec::new();
+        let mut add = |name: &str, of: &dyn Fn(&Pool) -> Option<StageTime>| {
+            let mut best: Vec<StageCost> = Vec::new();
+            for pool in pools {
+                let Some(time) = of(pool).filter(|time| time.seconds <= most_s) else {
+                    continue;
+                };
+                let cost = stage_cost(name, pool, &time);
+                match best
+                    .iter()
+                    .position(|known| known.accelerator == pool.accelerator)
+                {
+                    Some(place) if best[place].usd_per_step <= cost.usd_per_step => {}
+                    Some(place) => best[place] = cost,
+                    None => best.push(cost),
+                }
+            }
+            best.sort_by(|a, b| a.usd_per_step.total_cmp(&b.usd_per_step));
+            costs.extend(best);
+        };
+        if problem.rollout.is_some() {
+            add(GENERATION, &|pool| pool.generation);
+        }
+        for (place, spec) in problem.passes.iter().enumerate() {
+            if !matches!(spec.kind, PassKind::External { .. }) {
+                add(&spec.name, &|pool| pool.passes[place]);
+            }
+        }
+        costs
+    }
+}
+
+/// Moves to the next combination; false after the last.
+fn advance(places: &mut [usize], options: &[Vec<Candidate<'_>>]) -> bool {
+    for (place, list) in places.iter_mut().zip(options) {
+        *place += 1;
+        if *place < list.len() {
+            return true;
+        }
+        *place = 0;
+    }
+    false
+}
+
+fn stage_cost(name: &str, pool: &Pool, time: &StageTime) -> StageCost {
+    StageCost {
+        stage: name.to_owned(),
+        accelerator: pool.accelerator,
+        stack: time.stack,
+        chips: pool.chips,
+        seconds: time.seconds,
+        usd_per_step: pool.usd_per_hr * time.seconds / SECONDS_PER_HOUR,
+        offer: pool.offer,
+        layout: (&time.layout).into(),
+    }
+}
