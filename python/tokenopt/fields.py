@@ -76,6 +76,16 @@ def quotes(quotes: object) -> dict[str, float]:
     return prices
 
 
+def owners_inputs(inputs: object) -> dict[str, float | str]:
+    """Inputs of the owner's cost by name; their names and ranges are checked where they are used."""
+    if not isinstance(inputs, Mapping):
+        raise SpecError(f"tco is {inputs!r}, expected values by the name of an input")
+    return {
+        text("tco", name): value if isinstance(value, str) else number(f"tco {name}", value)
+        for name, value in inputs.items()
+    }
+
+
 def positive(name: str, value: float, most: float) -> None:
     """Refuses what is not above 0 and at most `most`."""
     if not (math.isfinite(value) and 0 < value <= most):

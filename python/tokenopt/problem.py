@@ -30,6 +30,7 @@ from tokenopt.catalog.models import (
 )
 from tokenopt.errors import MissingDataError, SpecError
 from tokenopt.plugins import PluginRegistry
+from tokenopt.prices.tco import SYSTEM_OVER_TDP, owned_offer
 from tokenopt.records import Accelerator, Engine, Model, Offer, Source
 from tokenopt.request import (
     DEFAULT_ISL,
@@ -74,11 +75,8 @@ class Scope(Protocol):
     def price(self) -> Mapping[str, float]: ...
     @property
     def prices_max_age(self) -> int | None: ...
-
-
-SYSTEM_OVER_TDP = 1.5
-"""All-in power of a chip with its share of host and network over the chip alone, where nobody publishes it. Published
-pairs (1,370 W for a 700 W chip, 1,710 W for 1,000 W, 2,120 W for 1,400 W) lie between 1.5 and 2."""
+    @property
+    def tco(self) -> Mapping[str, float | str]: ...
 
 
 POWER_LIMITED_VENDORS = ("nvidia", "amd")
@@ -349,9 +347,12 @@ def select_offers(
     quotes = _own_quotes(request, registry, keys, today)
     _match(request.provider, sorted({offer.provider.lower() for offer in registry.offers}), "provider")
     _match(request.region, sorted({offer.region.lower() for offer in registry.offers} - _ANYWHERE), "region")
+    known = registry.offers
+    if request.term == "owned":
+        known = _with_owners_cost(request, registry, accelerators, today)
     left = [
         offer
-        for offer in registry.offers
+        for offer in known
         if offer.accelerator in keys and offer.accelerator not in quotes and offer.term in terms
     ]
     emptied_by = ""
@@ -366,6 +367,23 @@ def select_offers(
     for index, offer in enumerate(chosen):
         by_accelerator.setdefault(offer.accelerator, []).append((index, offer))
     return Selection(chosen, by_accelerator, len(left) - len(sure), emptied_by)
+
+
+def _with_owners_cost(
+    request: Scope, registry: PluginRegistry, accelerators: Sequence[Accelerator], today: date
+) -> list[Offer]:
+    """Owners' rates: worked out from the user's inputs, or as published with what the catalogue gives for the rest.
+
+    The user's inputs hold for every chip, so that published rates, whose parts are not public, do not compete with them.
+    """
+    for name in request.tco:
+        key = name.partition(":")[0] if ":" in name else ""
+        if key and key not in registry.accelerators:
+            raise SpecError(f"tco for unknown accelerator {key!r}", near_keys(key, sorted(registry.accelerators)))
+    published = [offer for offer in registry.offers if offer.term == "owned" and not request.tco]
+    priced = {offer.accelerator for offer in published}
+    modelled = (owned_offer(chip, request.tco, today) for chip in accelerators if chip.key not in priced)
+    return [*published, *(offer for offer in modelled if offer is not None)]
 
 
 _ANYWHERE = {"", "-"}

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from tokenopt.errors import SpecError
 from tokenopt.fields import items as _items
 from tokenopt.fields import number as _number
+from tokenopt.fields import owners_inputs as _owners_inputs
 from tokenopt.fields import positive as _positive
 from tokenopt.fields import quotes as _quotes
 from tokenopt.fields import text as _text
@@ -61,6 +62,8 @@ class SearchRequest:
         announced: Include accelerators that are announced but not shipping.
         price: The user's own quotes, USD per chip-hour by accelerator key.
         prices_max_age: Leave out offers older than this, days.
+        tco: Inputs of the owner's cost by name (`usd_per_kwh`, `years`, ...), `KEY:NAME` for one accelerator; with
+            `term="owned"`.
         max_chips: Most chips the fleet may pay for.
         precision: Weight precision, or `native`.
         kv_precision: KV-cache precision.
@@ -95,6 +98,7 @@ class SearchRequest:
     announced: bool = False
     price: Mapping[str, float] = field(default_factory=dict)
     prices_max_age: int | None = None
+    tco: Mapping[str, float | str] = field(default_factory=dict)
     max_chips: int | None = None
     precision: str | None = None
     kv_precision: str | None = None
@@ -134,6 +138,7 @@ def checked(request: SearchRequest) -> SearchRequest:
 def _typed(request: SearchRequest) -> dict[str, Any]:
     """Every field in its proper type."""
     fields: dict[str, Any] = {"model": _text("model", request.model), "price": _quotes(request.price)}
+    fields["tco"] = _owners_inputs(request.tco)
     fields["objective"] = _text("objective", request.objective)
     for name in ("engine", "term", "precision", "kv_precision"):
         value = getattr(request, name)
@@ -214,6 +219,8 @@ def _check_agreement(request: SearchRequest) -> None:
                 f"target_rps {request.target_rps:g} x osl {request.osl:g} is {implied:,.0f} tokens/s, "
                 f"but target_tps is {request.target_tps:,.0f}: give one of them"
             )
+    if request.tco and request.term != "owned":
+        raise SpecError("tco sets the owner's cost, which is ranked with term owned alone: add --term owned")
     if request.spot and request.term is not None and request.term not in UNSURE_TERMS:
         raise SpecError(
             f"spot adds spot and marketplace prices, but term asks for {request.term} alone: give one of them"

@@ -306,7 +306,7 @@ def _problem_summary(problem: CompiledProblem) -> dict[str, Any]:
 
 _SCOPE = (
     "hardware", "vendor", "announced", "engine", "precision", "kv_precision", "provider", "region", "term", "spot",
-    "price", "prices_max_age", "pue",
+    "price", "prices_max_age", "tco", "pue",
 )  # fmt: skip
 """Fields of a request that narrow what competes."""
 

@@ -11,8 +11,8 @@ from typing import Any
 from tokenopt.catalog.models import resolve_model
 from tokenopt.errors import SpecError
 from tokenopt.plugins import PluginRegistry
+from tokenopt.prices.tco import SYSTEM_OVER_TDP
 from tokenopt.problem import (
-    SYSTEM_OVER_TDP,
     Assumption,
     core_accelerator,
     no_price,

@@ -60,7 +60,7 @@ class TrainRequest:
         top: Solutions in `best`.
         exhaustive: Evaluate everything.
         threads: Threads of the core; 0 = all.
-        hardware, vendor, announced, provider, region, term, spot, price, prices_max_age, pue: As of a search.
+        hardware, vendor, announced, provider, region, term, spot, price, prices_max_age, tco, pue: As of a search.
         tp, pp, vpp, cp, ep, dp, micro_batch, sharding, recompute, schedule: Restrict the layout space.
         ramp_tokens: Tokens at the start that run slower.
         ramp_speed: Speed of that ramp as a share of the full speed.
@@ -106,6 +106,7 @@ class TrainRequest:
     spot: bool = False
     price: Mapping[str, float] = field(default_factory=dict)
     prices_max_age: int | None = None
+    tco: Mapping[str, float | str] = field(default_factory=dict)
     pue: float = DEFAULT_PUE
     tp: Sequence[int] = ()
     pp: Sequence[int] = ()
@@ -166,7 +167,7 @@ def checked_training(request: TrainRequest) -> TrainRequest:
 
 
 def _typed(request: TrainRequest) -> dict[str, Any]:
-    values: dict[str, Any] = {"price": given.quotes(request.price)}
+    values: dict[str, Any] = {"price": given.quotes(request.price), "tco": given.owners_inputs(request.tco)}
     readers = (
         (_TEXTS, given.text), (_TEXT_LISTS, given.texts), (_NUMBERS, given.number), (_WHOLES, given.whole),
         (_FLAGS, given.flag), (_DEGREES, given.wholes), (("term",), given.text),
@@ -228,6 +229,8 @@ def _check_choices(request: TrainRequest) -> None:
 
 
 def _check_agreement(request: TrainRequest) -> None:
+    if request.tco and request.term != "owned":
+        raise SpecError("tco sets the owner's cost, which is ranked with term owned alone: add --term owned")
     if request.spot and request.term is not None and request.term not in UNSURE_TERMS:
         raise SpecError(
             f"spot adds spot and marketplace prices, but term asks for {request.term} alone: give one of them"

@@ -56,6 +56,28 @@ scope_options = _stack(
     click.option("--kv-precision", help="KV-cache precision (bf16, fp8, fp4)."),
 )  # fmt: skip
 
+
+def _owners_inputs(_: click.Context, __: click.Parameter, inputs: tuple[str, ...]) -> Mapping[str, float | str]:
+    """``NAME=VALUE`` texts of --tco by name; `convention` alone is a word.
+
+    Raises:
+        SpecError: A text has another form.
+    """
+    given: dict[str, float | str] = {}
+    for text in inputs:
+        name, separator, value = text.partition("=")
+        name = name.strip().lower()
+        try:
+            given[name] = value.strip().replace("-", "_") if name.endswith("convention") else float(value)
+        except ValueError:
+            separator = ""
+        if not separator or not name:
+            raise SpecError(
+                f"--tco is {text!r}, expected NAME=VALUE, for instance usd_per_kwh=0.06 or h100-sxm:capex_usd=28000"
+            )
+    return given
+
+
 price_options = _stack(
     click.option("--provider", multiple=True, metavar="GLOB", help="Providers; repeatable, globs allowed."),
     click.option("--region", multiple=True, metavar="GLOB", help="Regions; repeatable, globs allowed."),
@@ -64,6 +86,8 @@ price_options = _stack(
     click.option("--spot", is_flag=True, help="Rank spot and marketplace offers too."),
     click.option("--price", multiple=True, metavar="KEY=USD", help="Your own quote per chip-hour; repeatable."),
     click.option("--prices-max-age", type=int, metavar="DAYS", help="Leave out older prices."),
+    click.option("--tco", multiple=True, metavar="[KEY:]NAME=VALUE", callback=_owners_inputs,
+                 help="Input of the owner's cost with --term owned (`tokenopt tco` lists them); repeatable."),
     click.option("--pue", type=float, default=1.25, show_default=True, help="Facility power over IT power."),
 )  # fmt: skip
 

@@ -120,7 +120,8 @@ def import_(
 ) -> None:
     """Read price FILES into the local store.
 
-    Files of one format are read together. Reading a file again replaces what it held. Exits with 1 when a file is refused.
+    Files of one format are read together. Reading a file again replaces what it held. Exits with 1 when a file is refused,
+    or when none holds a price of an accelerator.
     """
     from tokenopt.plugins import default_registry
     from tokenopt.prices.currency import parse_rates
@@ -133,7 +134,7 @@ def import_(
     )  # fmt: skip
     _tell(registry.problems)
     _show_import(results, output_format)
-    if any(result.message for result in results):
+    if any(result.message and not result.is_empty for result in results) or all(result.message for result in results):
         raise click.exceptions.Exit(ExitCode.ERROR)
 
 
@@ -336,7 +337,8 @@ def _show_import(results: Sequence[ImportResult], output_format: str) -> None:
     if output_format == "json":
         rows = [
             {
-                "files": result.files, "format": result.format, "message": result.message, "offers": len(result.offers),
+                "files": result.files, "format": result.format, "message": result.message,
+                "refused": bool(result.message) and not result.is_empty, "offers": len(result.offers),
                 "changes": {name: asdict(change) for name, change in result.changes.items()},
                 "skipped": dict(result.skipped),
             }
@@ -361,7 +363,7 @@ def _show_import(results: Sequence[ImportResult], output_format: str) -> None:
         _show_reasons([(result.format, result.skipped) for result in taken])
     for result in results:
         if result.message:
-            click.echo(f"refused: {result.message}", err=True)
+            click.echo(result.message if result.is_empty else f"refused: {result.message}", err=True)
 
 
 def _show_reasons(rows: Sequence[tuple[str, Mapping[str, int]]]) -> None:

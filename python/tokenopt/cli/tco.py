@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import click
 from tokenopt.cli.options import debug_option
 
 if TYPE_CHECKING:
-    from tokenopt.prices.tco import Input, TcoAnswer
+    from tokenopt.prices.tco import Input, PublishedCase, TcoAnswer
     from tokenopt.records import Offer
 
 _OPTIONS: tuple[tuple[str, str, str], ...] = (
@@ -42,15 +42,16 @@ def _cost_options(function: Any) -> Any:
 
 
 @click.command("tco")
-@click.option("--hardware", required=True, metavar="KEY", help="Accelerator key.")
+@click.option("--hardware", metavar="KEY", help="Accelerator key; needed unless --published is asked for alone.")
 @_cost_options
 @click.option("--convention", type=click.Choice(["annuity", "straight-line"]), help="How the purchase is spread.")
-@click.option("--published", is_flag=True, help="Compare with published rates of owners, and say what they imply.")
+@click.option("--published", is_flag=True, help="Compare with published costs of owners: worked out again where their "
+              "inputs are public, what they imply where they are not.")  # fmt: skip
 @click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table", show_default=True,
               help="Form of the answer.")  # fmt: skip
 @debug_option
 def command(
-    hardware: str,
+    hardware: str | None,
     convention: str | None,
     published: bool,
     output_format: str,
@@ -61,12 +62,24 @@ def command(
 
     What you do not give comes from the catalogue or a default, and is shown with its source.
     """
-    from tokenopt.errors import MissingDataError
+    from tokenopt.errors import MissingDataError, SpecError
     from tokenopt.plugins import default_registry
-    from tokenopt.prices.tco import owned_cost, owned_inputs
+    from tokenopt.prices.tco import owned_cost, owned_inputs, published_cases
 
+    cases = published_cases() if published else []
+    if hardware is None:
+        if not published:
+            raise SpecError("--hardware is missing: say which accelerator, or --published for published costs alone")
+        if output_format == "json":
+            click.echo(
+                json.dumps({"schema": 1, "published_with_inputs": [_case_as_json(case) for case in cases]}, indent=2)
+            )
+        else:
+            _print_cases(cases)
+        return
     registry = default_registry()
     key = hardware.lower()
+    cases = [case for case in cases if case.accelerator == key]
     if key not in registry.accelerators:
         raise MissingDataError(f"no accelerator {hardware!r}", ["`tokenopt hardware` lists them"])
     given: dict[str, float | str] = {name: value for name, value in figures.items() if value is not None}
@@ -79,11 +92,15 @@ def command(
     )
     compared = [(offer, _implied(inputs, offer.usd_per_chip_hr)) for offer in rates]
     if output_format == "json":
-        click.echo(json.dumps({"schema": 1, "hardware": key, **_as_json(answer, compared)}, indent=2))
+        body = {"schema": 1, "hardware": key, **_as_json(answer, compared)}
+        body["published_with_inputs"] = [_case_as_json(case) for case in cases]
+        click.echo(json.dumps(body, indent=2))
         return
     _print(key, answer)
     if published:
         _print_published(key, answer, compared)
+        if cases:
+            _print_cases(cases)
 
 
 def _implied(inputs: Mapping[str, Input], rate: float) -> float | None:
@@ -111,13 +128,39 @@ def _as_json(answer: TcoAnswer, compared: list[tuple[Offer, float | None]]) -> d
     }  # fmt: skip
 
 
+def _case_as_json(case: PublishedCase) -> dict[str, Any]:
+    return {
+        "accelerator": case.accelerator, "case": case.name, "source": case.source,
+        "published_usd_per_used_chip_hr": case.usd_per_used_chip_hr, **_as_json(case.answer, []),
+    }  # fmt: skip
+
+
+def _print_cases(cases: Sequence[PublishedCase]) -> None:
+    from tokenopt.report.tables import listing_console, plain_table
+
+    console = listing_console()
+    console.print(
+        plain_table(
+            [("published with its inputs", "left"), ("case", "left"), ("$/used chip-hr", "right"), ("here", "right"),
+             ("difference", "right")],
+            [
+                [case.accelerator, case.name, f"{case.usd_per_used_chip_hr:.4f}",
+                 f"{case.answer.breakdown.usd_per_used_chip_hr:.4f}",
+                 f"{case.answer.breakdown.usd_per_used_chip_hr / case.usd_per_used_chip_hr - 1:+.2%}"]
+                for case in cases
+            ],
+            console.width,
+        )
+    )  # fmt: skip
+    for source in dict.fromkeys(case.source for case in cases):
+        console.print(f"source: {source}; it counts 8,760 hours a year, tokenopt 8,766", soft_wrap=True)
+
+
 def _print(key: str, answer: TcoAnswer) -> None:
-    from rich.console import Console
-
     from tokenopt.prices.tco import TERMS
-    from tokenopt.report.tables import plain_table
+    from tokenopt.report.tables import listing_console, plain_table
 
-    console = Console(highlight=False)
+    console = listing_console()
     flags = {name: flag for flag, name, _ in _OPTIONS} | {"convention": "--convention"}
     console.print(
         plain_table(
@@ -131,6 +174,7 @@ def _print(key: str, answer: TcoAnswer) -> None:
                 ]
                 for name, item in answer.inputs.items()
             ],
+            console.width,
         )
     )
     terms = asdict(answer.breakdown)
@@ -144,18 +188,20 @@ def _print(key: str, answer: TcoAnswer) -> None:
     )
     console.print(
         f"{key}: ${total:.4f} per available chip-hour, ${answer.breakdown.usd_per_used_chip_hr:.4f} per used one; "
-        f"purchase ${answer.breakdown.purchase_usd:,.0f} per chip, {answer.breakdown.utility_kwh_per_hr:.3f} kWh an hour"
+        f"purchase ${answer.breakdown.purchase_usd:,.0f} per chip, {answer.breakdown.utility_kwh_per_hr:.3f} kWh an hour",
+        soft_wrap=True,
     )
     # The search has its own --utilization; the price of a used hour would count it twice.
-    console.print(f"search with it: --price {key}={total:.4f}")
+    yours = " ".join(f"--tco {name}={item.value}" for name, item in answer.inputs.items() if item.origin == "yours")
+    console.print(
+        f"search with it: --term owned {yours}".rstrip() if yours else f"search with it: --price {key}={total:.4f}"
+    )
 
 
 def _print_published(key: str, answer: TcoAnswer, compared: list[tuple[Offer, float | None]]) -> None:
-    from rich.console import Console
+    from tokenopt.report.tables import listing_console, plain_table
 
-    from tokenopt.report.tables import plain_table
-
-    console = Console(highlight=False)
+    console = listing_console()
     if not compared:
         console.print(f"no published rate of owners of {key} is known")
         return
@@ -169,9 +215,11 @@ def _print_published(key: str, answer: TcoAnswer, compared: list[tuple[Offer, fl
                  offer.source.reference]
                 for offer, implied in compared
             ],
+            console.width,
         )
     )  # fmt: skip
     console.print(
-        "The parts of the published rates are not public: no purchase price, cost of capital, life or power price is given "
-        "with them, so they cannot be reproduced. The purchase price shown is what the other inputs above would imply."
+        "Of these rates only the power and the life of four years are public; purchase price, cost of capital and power "
+        "price are not, so they cannot be worked out again. The purchase price shown is what the inputs above would imply.",
+        soft_wrap=True,
     )

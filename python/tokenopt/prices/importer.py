@@ -40,6 +40,7 @@ class ImportResult:
         changes: What changed in the store, by store source.
         skipped: Rows left out, by reason.
         message: Why they were refused, empty where they were not.
+        is_empty: They were read and understood, and hold no price of an accelerator.
     """
 
     files: tuple[str, ...]
@@ -48,6 +49,7 @@ class ImportResult:
     changes: Mapping[str, Change] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
     message: str = ""
+    is_empty: bool = False
 
 
 def shape_of(name: str, content: bytes) -> FileShape:
@@ -217,6 +219,7 @@ def _import_group(
         return result
     result.skipped = parsed.skipped
     if not parsed.offers:
+        result.is_empty = True
         result.message = (
             f"{', '.join(result.files)} holds no price of an accelerator ({reasons(parsed.skipped) or 'no rows'})"
         )

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import date
+from pathlib import Path
 from typing import Any, Literal
 
 from tokenopt.errors import MissingDataError, SpecError
-from tokenopt.records import Accelerator
+from tokenopt.records import Accelerator, Offer, Source
 
 Convention = Literal["annuity", "straight_line"]
 W_PER_KW = 1000.0
+SYSTEM_OVER_TDP = 1.5
+"""All-in power of a chip with its share of host and network over the chip alone, where nobody publishes it. Published
+pairs (1,370 W for a 700 W chip, 1,710 W for 1,000 W, 2,120 W for 1,400 W) lie between 1.5 and 2."""
+_PUBLISHED = Path(__file__).parent / "data" / "published_tco.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +118,7 @@ def owned_inputs(chip: Accelerator, given: Mapping[str, float | str]) -> dict[st
 
     Raises:
         SpecError: A name is unknown.
-        MissingDataError: The catalogue has no purchase price or power of the chip and none is given.
+        MissingDataError: The catalogue has no purchase price of the chip and none is given.
     """
     legal = ("capex_usd", "kw", *DEFAULTS)
     unknown = sorted(set(given) - set(legal))
@@ -125,12 +132,11 @@ def owned_inputs(chip: Accelerator, given: Mapping[str, float | str]) -> dict[st
             )
         inputs["capex_usd"] = Input(chip.capex_usd, _catalogue(chip, "capex_usd"))
     if "kw" not in given:
-        if chip.system_w is None:
-            raise MissingDataError(
-                f"nobody publishes the all-in power of {chip.key}",
-                ["give it per chip with --kw, server and network included"],
-            )
-        inputs["kw"] = Input(chip.system_w / W_PER_KW, _catalogue(chip, "system_w"))
+        if chip.system_w is not None:
+            inputs["kw"] = Input(chip.system_w / W_PER_KW, _catalogue(chip, "system_w"))
+        else:
+            assumed = f"assumed: {SYSTEM_OVER_TDP:g} x TDP, nobody publishes the all-in power"
+            inputs["kw"] = Input(chip.tdp_w * SYSTEM_OVER_TDP / W_PER_KW, assumed)
     for name, default in DEFAULTS.items():
         inputs.setdefault(name, default)
     inputs.update({name: Input(value, "yours") for name, value in given.items()})
@@ -169,6 +175,83 @@ def owned_cost(inputs: Mapping[str, Input], published_usd_per_chip_hr: float | N
     return TcoAnswer(dict(inputs), TcoBreakdown(**terms), answer["implied_capex_usd"])
 
 
+@dataclass(frozen=True, slots=True)
+class PublishedCase:
+    """An ownership cost that was published with every input.
+
+    Attributes:
+        accelerator: Accelerator key.
+        name: What was worked out.
+        source: Where it was read.
+        usd_per_used_chip_hr: As published, USD per chip-hour in which the chip is used.
+        answer: The same inputs, worked out here.
+    """
+
+    accelerator: str
+    name: str
+    source: str
+    usd_per_used_chip_hr: float
+    answer: TcoAnswer
+
+
+def published_cases() -> list[PublishedCase]:
+    """Every published cost whose inputs are public, worked out again."""
+    document = tomllib.loads(_PUBLISHED.read_text(encoding="utf-8"))
+    cases: list[PublishedCase] = []
+    for entry in document["case"]:
+        stated = {**document["common"], **entry["inputs"]}
+        inputs = {name: Input(value, "published") for name, value in stated.items()}
+        # What the publication does not have is nothing, not our default.
+        for name, default in DEFAULTS.items():
+            neutral = default.value if isinstance(default.value, str) else _NEUTRAL.get(name, 0.0)
+            inputs.setdefault(name, Input(neutral, "not in the publication"))
+        cases.append(
+            PublishedCase(
+                entry["accelerator"],
+                entry["name"],
+                document["source"],
+                entry["usd_per_used_chip_hr"],
+                owned_cost(inputs),
+            )
+        )
+    return cases
+
+
+_NEUTRAL = {"pue": 1.0, "idle_power_share": 1.0, "availability": 1.0, "utilization": 1.0}
+
+
+def owned_offer(chip: Accelerator, given: Mapping[str, float | str], today: date) -> Offer | None:
+    """What a chip costs its owner, as an offer for whole nodes; None where its purchase price is not known.
+
+    Args:
+        chip: Accelerator.
+        given: The user's inputs, by name; those written `KEY:NAME` are for one accelerator alone.
+        today: Day of the offer.
+
+    Returns:
+        An offer of term `owned` at the price of an available chip-hour.
+
+    Raises:
+        SpecError: An input is unknown or out of range.
+    """
+    mine = {name: value for name, value in given.items() if ":" not in name}
+    own = {name.partition(":")[2]: value for name, value in given.items() if name.partition(":")[0] == chip.key}
+    try:
+        inputs = owned_inputs(chip, {**mine, **own})
+    except MissingDataError:
+        return None
+    capex, kw = inputs["capex_usd"], inputs["kw"]
+    words = f"{capex.value:,g} USD and {kw.value:g} kW per chip ({capex.origin})"
+    return Offer(
+        accelerator=chip.key, provider="your TCO" if given else "TCO model", instance_type="owned", region="",
+        term="owned", usd_per_chip_hr=owned_cost(inputs).breakdown.usd_per_chip_hr,
+        chips_per_instance=chip.chips_per_node, as_of=today.isoformat(),
+        source=Source("tokenopt tco", "derived", as_of=today.isoformat(), note=words),
+    )  # fmt: skip
+
+
 def _catalogue(chip: Accelerator, field: str) -> str:
     source = chip.sources.get(field) or chip.sources.get("*")
-    return f"catalogue: {source.reference} ({source.confidence})" if source else "catalogue"
+    if source is None:
+        return "catalogue"
+    return f"catalogue: {source.reference} ({source.confidence})" + (f"; {source.note}" if source.note else "")

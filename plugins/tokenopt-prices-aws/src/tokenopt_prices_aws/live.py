@@ -139,7 +139,7 @@ def _is_price_list(shape: FileShape) -> bool:
         or "PriceList" in names
         or {"product", "terms"} <= names
         or {"product", "attributes", "serviceCode"} <= names
-        or "savingsPlan" in names
+        or {"terms", "savingsPlan"} <= names
     )
 
 
