@@ -228,6 +228,7 @@ def core_accelerator(chip: Accelerator, pue: float, offers: Sequence[tuple[int, 
         "hbm_bytes": chip.hbm_bytes,
         "hbm_bytes_per_s": chip.hbm_bytes_per_s,
         "peak_flops": dict(chip.peak_flops),
+        **({"matmul_flops": chip.matmul_flops} if chip.matmul_flops else {}),
         "scale_up": {
             "bytes_per_s": chip.scale_up_bytes_per_s,
             "domain_chips": chip.scale_up_domain_chips,

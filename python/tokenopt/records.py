@@ -62,6 +62,7 @@ class Accelerator:
         system_w: All-in power per chip with its share of host and network, without facility overhead (PUE), W; None
             where nobody publishes it.
         capex_usd: Street price per chip, USD, None where unknown.
+        matmul_flops: Best measured 16-bit matrix product, FLOP/s; None where nobody measured it.
         status: `announced` parts are left out of a search unless asked for.
         sources: Source per field name; the key `*` covers every field not named.
     """
@@ -83,6 +84,7 @@ class Accelerator:
     sources: Mapping[str, Source]
     system_w: float | None = None
     capex_usd: float | None = None
+    matmul_flops: float | None = None
     status: Status = "shipping"
     notes: str = ""
 

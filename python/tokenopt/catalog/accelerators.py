@@ -13,7 +13,7 @@ from tokenopt.records import PEAK_FORMATS, Accelerator, Confidence, Source, Stat
 from tokenopt.units import GB, GBIT_BYTES, GIB, TB, TERA
 
 _KNOWN_FIELDS = {
-    "key", "vendor", "name", "family", "launch_year", "hbm_usable_gib", "hbm_gb", "hbm_tb_per_s", "peak_tflops",
+    "key", "vendor", "name", "family", "launch_year", "hbm_usable_gib", "hbm_gb", "hbm_tb_per_s", "peak_tflops", "matmul_tflops",
     "scale_up", "scale_out_gbit_per_s", "chips_per_node", "tdp_w", "system_w", "capex_usd", "status", "notes", "sources",
 }  # fmt: skip
 
@@ -74,6 +74,7 @@ def _accelerator(where: str, entry: Mapping[str, Any]) -> Accelerator:
         tdp_w=reader.positive("tdp_w"),
         system_w=reader.positive("system_w") if "system_w" in entry else None,
         capex_usd=reader.positive("capex_usd") if "capex_usd" in entry else None,
+        matmul_flops=reader.positive("matmul_tflops") * TERA if "matmul_tflops" in entry else None,
         status=reader.choice("status", get_args(Status), default="shipping"),  # type: ignore[arg-type]
         notes=str(entry.get("notes", "")),
         sources=_sources(reader),

@@ -2,7 +2,8 @@
 
 A calibration file holds ``[global]`` values and tables of deviations ``[engine.NAME]``, ``[family.NAME]``,
 ``[format.NAME]`` and ``[stack."ENGINE FAMILY"]``. A deviation is a factor on the level above, so that what was never
-measured inherits the level above unchanged.
+measured inherits the level above unchanged. ``[generation.NAME]`` holds seconds that a generation of an engine adds. A
+second file holds the deviations of families that the first was not fitted on.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,8 @@ class Calibration:
         spread: Log standard deviation of measured over predicted time per token, by novelty class.
         source: Where the data come from.
         fitted: Parameters whose global value was fitted; the others hold their prior.
+        family_spread: Log standard deviation of measured over predicted time of a left-out model, by family that was
+            fitted on top.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Calibration:
     spread: Mapping[str, float]
     source: str
     fitted: tuple[str, ...] = ()
+    family_spread: Mapping[str, float] = field(default_factory=dict)
 
 
 def load_engines_toml(source: Path | str) -> list[Engine]:
@@ -131,7 +135,15 @@ def _end_of(as_of: str) -> str:
 
 @cache
 def default_calibration() -> Calibration:
-    """The newest calibration that ships with tokenopt, or the priors of the physical parameters where none was fitted."""
+    """The newest calibration that ships with tokenopt, with the newest deviations of further families on top."""
+    families = sorted(_CALIBRATIONS.glob("families-*.toml"))
+    base = base_calibration()
+    return with_families(base, load_calibration(families[-1])) if families else base
+
+
+@cache
+def base_calibration() -> Calibration:
+    """The newest calibration on concurrency sweeps, or the priors of the physical parameters where none was fitted."""
     shipped = sorted(_CALIBRATIONS.glob("serving-*.toml"))
     if shipped:
         return load_calibration(shipped[-1])
@@ -147,6 +159,27 @@ def default_calibration() -> Calibration:
     )
 
 
+def with_families(base: Calibration, further: Calibration) -> Calibration:
+    """A calibration with the families and generations of another on top; what the first has stays as it is.
+
+    Args:
+        base: Calibration with global values.
+        further: Deviations that were fitted over it.
+
+    Returns:
+        Both in one.
+    """
+    deviations = {
+        level: {**further.deviations.get(level, {}), **base.deviations.get(level, {})}
+        for level in sorted({*base.deviations, *further.deviations})
+    }
+    seen = {
+        level: tuple(sorted({*base.seen.get(level, ()), *further.seen.get(level, ())}))
+        for level in sorted({*base.seen, *further.seen})
+    }
+    return replace(base, deviations=deviations, seen=seen, family_spread=further.family_spread)
+
+
 def load_calibration(path: Path) -> Calibration:
     """Reads a calibration file.
 
@@ -156,13 +189,16 @@ def load_calibration(path: Path) -> Calibration:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         header = data["calibration"]
-        base = {**parameter_priors(), **{name: float(value) for name, value in data["global"].items()}}
+        base = {
+            **parameter_priors(),
+            **{name: float(value) for name, value in (data["global"] if "over" not in header else {}).items()},
+        }
         deviations = {
             level: {
                 name: {parameter: float(factor) for parameter, factor in values.items()}
                 for name, values in data.get(level, {}).items()
             }
-            for level in ("engine", "family", "format", "stack")
+            for level in ("engine", "family", "format", "stack", "generation")
         }
         used = {name for level in deviations.values() for factors in level.values() for name in factors}
         unknown = sorted((set(base) | used) - set(parameter_priors()))
@@ -178,6 +214,7 @@ def load_calibration(path: Path) -> Calibration:
             spread={name: float(value) for name, value in data.get("spread", {}).items()},
             source=header["source"],
             fitted=tuple(data.get("uncertainty", {})),
+            family_spread={name: float(value) for name, value in data.get("family_spread", {}).items()},
         )
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise SpecError(f"calibration {path} cannot be read: {type(error).__name__} {error}") from error
@@ -206,6 +243,7 @@ def resolve_parameters(
     family: str,
     weight_precision: str,
     overrides: Mapping[str, float] | None = None,
+    generation: str = "",
 ) -> dict[str, float]:
     """Parameters of one stack.
 
@@ -215,6 +253,7 @@ def resolve_parameters(
         family: Architecture family of the accelerator.
         weight_precision: Weight format.
         overrides: Absolute values that the engine's own plugin ships.
+        generation: Generation of the engine; empty for current ones.
 
     Returns:
         Every parameter, inside its physical bounds.
@@ -223,6 +262,8 @@ def resolve_parameters(
     for _, _, factors in _deviations(calibration, engine, family, weight_precision):
         for parameter, factor in factors.items():
             values[parameter] *= factor
+    for parameter, seconds in calibration.deviations.get("generation", {}).get(generation, {}).items():
+        values[parameter] += seconds
     values.update(overrides or {})
     bounds = parameter_bounds()
     return {name: min(max(value, bounds[name][0]), bounds[name][1]) for name, value in values.items()}
@@ -321,5 +362,6 @@ def novelty(calibration: Calibration, accelerator: Accelerator, model: str) -> N
     else:
         name = "new_family"
     spread = calibration.spread.get(name, _UNCALIBRATED_SPREAD)
+    spread = max(spread, calibration.family_spread.get(accelerator.family, 0.0))
     factor = math.exp(_P90_OF_NORMAL * spread)
     return Novelty(name, (1.0 / factor, factor))

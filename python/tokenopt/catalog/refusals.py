@@ -24,6 +24,7 @@ PLAUSIBLE: Mapping[str, tuple[float, float]] = {
     "tdp_w": (20.0, 50_000.0),
     "system_w": (20.0, 100_000.0),
     "capex_usd": (50.0, 1e7),
+    "matmul_flops": (1e12, 1e17),
     "scale_up_bytes_per_s": (0.0, 1e13),
     "scale_out_bytes_per_s": (0.0, 1e13),
     "chips_per_node": (1, 1024),
@@ -48,6 +49,7 @@ FIGURES = (
     "tdp_w",
     "system_w",
     "capex_usd",
+    "matmul_flops",
 )
 """Fields of an accelerator that need a source."""
 
@@ -75,6 +77,8 @@ def accelerator_refusal(record: Accelerator) -> str:
 def _peak_refusal(record: Accelerator) -> str:
     if "bf16" not in record.peak_flops:
         return f"{record.key}: peak_flops has no bf16 figure"
+    if record.matmul_flops is not None and record.matmul_flops > record.peak_flops["bf16"]:
+        return f"{record.key}: matmul_flops is {record.matmul_flops:g}, above its 16-bit peak"
     low, high = PLAUSIBLE_PEAK
     for name, value in record.peak_flops.items():
         if name not in PEAK_FORMATS:

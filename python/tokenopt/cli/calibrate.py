@@ -17,20 +17,59 @@ def command() -> None:
 
 @command.command("serving")
 @click.option("--data", "files", type=click.Path(path_type=Path, dir_okay=False), multiple=True,
-              help="Measured rows (columns of a concurrency sweep), repeatable; the bundled rows by default.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Calibration file to write (TOML).")
+              help="Measured rows (columns of a concurrency sweep or of published measurements), repeatable; the bundled "
+              "rows by default.")  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Calibration file to write (TOML), from concurrency sweeps."
+)
+@click.option("--families", "families_out", type=click.Path(path_type=Path),
+              help="File of further families and engine generations to write (TOML), from published measurements, fitted on "
+              "top.")  # fmt: skip
 @debug_option
-def serving(files: tuple[Path, ...], out: Path, debug: bool) -> None:  # noqa: ARG001
+def serving(files: tuple[Path, ...], out: Path | None, families_out: Path | None, debug: bool) -> None:  # noqa: ARG001
     """Fit the serving model: one global set with shrunken deviations per engine, family and format.
 
-    The same rows give the same file, to the byte.
+    Families of other vendors and generations of engines deviate from that, fitted on published measurements. The same
+    rows give the same files, to the byte.
     """
+    from tokenopt.errors import SpecError
+    from tokenopt.measured.published_validate import split_files
+    from tokenopt.report.files import check_writable
+
+    if out is None and families_out is None:
+        raise SpecError("nothing to write: give --out, --families or both")
+    for path in (out, families_out):
+        if path is not None:
+            check_writable(path)
+    curves, published = split_files(files)
+    if out is not None:
+        _sweeps(tuple(curves), out)
+    if families_out is not None:
+        _families(published, families_out, out)
+
+
+def _families(files: list[Path], families_out: Path, base: Path | None) -> None:
+    """Fits families and generations over the calibration in `base`, the shipped one by default."""
+    from tokenopt.catalog.engines import load_calibration
+    from tokenopt.measured import published_validate as published
+    from tokenopt.plugins import default_registry
+    from tokenopt.report.files import write_atomically
+
+    registry = default_registry()
+    compiled = published.load_published(files or [published.BUNDLED_PUBLISHED], registry)
+    write_atomically(
+        families_out, published.calibration_text(compiled, registry, load_calibration(base) if base else None).encode()
+    )
+    say(f"{len(compiled.rows)} published rows read, {len(compiled.refused)} not predictable; {families_out} written")
+
+
+def _sweeps(files: tuple[Path, ...], out: Path) -> None:
+    """Fits the calibration on concurrency sweeps."""
     from tokenopt.measured.fit import to_toml
     from tokenopt.measured.validate import BUNDLED_ROWS, calibrate, load, seen_names
     from tokenopt.plugins import default_registry
-    from tokenopt.report.files import check_writable, write_atomically
+    from tokenopt.report.files import write_atomically
 
-    check_writable(out)
     cleaned, compiled = load(files, default_registry())
     fit, spread = calibrate(compiled)
     newest = max((row.date for row in compiled.rows if row.date), default="")

@@ -19,8 +19,10 @@ def command() -> None:
 @command.command("serving")
 @click.option("--data", "files", type=click.Path(path_type=Path, dir_okay=False), multiple=True,
               help="Measured rows (columns of a concurrency sweep), repeatable; the bundled rows by default.")  # fmt: skip
+@click.option("--published", "use_published", is_flag=True,
+              help="Score the bundled published measurements: other vendors, older chips, other scenarios.")  # fmt: skip
 @click.option("--leave-out", help="Refit without each shape, group (model on an accelerator), model or accelerator, and score "
-              "what was left out.")  # fmt: skip
+              "what was left out; of published measurements also family and vendor.")  # fmt: skip
 @click.option(
     "--rows", "rows_out", type=click.Path(path_type=Path), help="Write measured and predicted values of every row."
 )
@@ -29,6 +31,7 @@ def command() -> None:
 @debug_option
 def serving(
     files: tuple[Path, ...],
+    use_published: bool,
     leave_out: str | None,
     rows_out: Path | None,
     output_format: str,
@@ -45,9 +48,9 @@ def serving(
     if rows_out is not None:
         check_writable(rows_out)
     from tokenopt.errors import SpecError
-    from tokenopt.measured.published_validate import split_files
+    from tokenopt.measured.published_validate import BUNDLED_PUBLISHED, split_files
 
-    curves, published = split_files(files)
+    curves, published = split_files([*files, *([BUNDLED_PUBLISHED] if use_published else [])])
     if published:
         from tokenopt.cli.validate_published import validate_published
 

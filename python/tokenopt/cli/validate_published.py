@@ -18,7 +18,7 @@ def validate_published(files: list[Path], leave_out: str | None, rows_out: Path 
 
     registry = default_registry()
     compiled = published.load_published(files, registry)
-    label, predictions = published.predictions(compiled, leave_out)
+    label, predictions = published.predictions(compiled, registry, leave_out)
     result = published.score(label, compiled, predictions, registry)
     if rows_out is not None:
         write_atomically(rows_out, published.rows_csv(compiled, predictions, registry).encode())
@@ -36,9 +36,8 @@ def validate_published(files: list[Path], leave_out: str | None, rows_out: Path 
     ]
 
     def line(name: str, errors: dict[str, published.Errors]) -> list[str]:
-        cells = [
-            f"{item.median:.1f} / {item.p90:.1f} / {item.bias:+.1f}" if item.n else "-" for item in errors.values()
-        ]
+        chosen = [errors[name] for name in shown]
+        cells = [f"{item.median:.1f} / {item.p90:.1f} / {item.bias:+.1f}" if item.n else "-" for item in chosen]
         return [name, str(errors["primary"].n), *cells]
 
     lines = [line(f"all ({result.label})", result.overall)]

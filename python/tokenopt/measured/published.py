@@ -193,7 +193,9 @@ def _row(entry: Mapping[str, str], chips: Mapping[str, Accelerator]) -> Publishe
     if base == "production-24h":
         raise _Refusal("a day of production, not an operating point")
     engine = engine_name(entry.get("framework", ""), chip)
-    is_mlperf = base in ("server", "interactive") or (base == "offline-max" and entry["id"].startswith("mlp"))
+    is_mlperf = base in ("server", "interactive") or (
+        base == "offline-max" and entry.get("source", "").startswith("MLPerf")
+    )
     isl, osl, cv2 = _lengths(point, base, is_mlperf)
     label, is_weight_only = _precision(entry, chip, engine, is_mlperf)
     layout, alternatives, replicas = _replica(point, chip, base, is_mlperf, isl, osl)
@@ -214,7 +216,7 @@ def _row(entry: Mapping[str, str], chips: Mapping[str, Accelerator]) -> Publishe
         ttft_s=_seconds(entry, "ttft_ms"), tpot_s=_measured_tpot(entry),
         output_tps_per_chip=_number(entry, "output_tps_per_gpu"),
         total_tps_per_chip=_number(entry, "total_tps_per_gpu"),
-        ttft_is_median=not entry["id"].startswith(("trtonline", "a10g")),
+        ttft_is_median=not point["is_mean_ttft"],
         verified_tokens=int(_number(point, "speculated_tokens") or 3) if "+" in scenario else 0,
         pools=_pools(point), reason=_unscored(point, entry, base, chip, engine, isl, osl),
     )  # fmt: skip

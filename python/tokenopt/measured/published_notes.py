@@ -32,8 +32,8 @@ def _limit(pattern: str) -> Callable[[str], str]:
     return read
 
 
-def _flag(text: str) -> Callable[[str], str]:
-    return lambda notes: "1" if text in notes else ""
+def _flag(*texts: str) -> Callable[[str], str]:
+    return lambda notes: "1" if any(text in notes for text in texts) else ""
 
 
 COLUMNS: Mapping[str, Callable[[str], str]] = {
@@ -56,7 +56,7 @@ COLUMNS: Mapping[str, Callable[[str], str]] = {
     "is_queue_limited": _flag("QUEUE-LIMITED"),
     "is_all_at_once": _flag("all requests sent at once"),
     "has_failed_accuracy": _flag("accuracy check FAILED"),
-    "is_multi_node": _flag("multi-node"),
+    "is_mean_ttft": _flag("mean TTFT", "default mean"),
 }
 """How each column is read from the remarks."""
 

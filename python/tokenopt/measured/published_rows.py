@@ -54,6 +54,13 @@ class CompiledPublished:
         predicted: NDArray[np.float64] = self._core.predict(parameters)
         return predicted
 
+    def predict_jobs(
+        self, rows: NDArray[np.int64], sets: NDArray[np.int64], parameters: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The same, row `rows[i]` with parameter set `sets[i]`, one line a job."""
+        predicted: NDArray[np.float64] = self._core.predict_jobs(rows, sets, parameters)
+        return predicted
+
 
 def compile_published(published: PublishedRows, registry: PluginRegistry) -> CompiledPublished:
     """Compiles rows into the core; what cannot be predicted gets a reason.

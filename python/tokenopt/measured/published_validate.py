@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenopt.catalog.engines import Calibration, default_calibration, resolve_parameters
+from tokenopt.catalog.engines import Calibration, base_calibration, default_calibration, resolve_parameters
 from tokenopt.errors import SpecError
 from tokenopt.measured.published import PublishedRow, is_published, read_csv, read_published
+from tokenopt.measured.published_fit import LEAVE_OUT, FamilyCalibrator, FamilyFit
 from tokenopt.measured.published_rows import NO_FIT, CompiledPublished, compile_published
 from tokenopt.plugins import PluginRegistry
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 QUANTITIES = ("primary", "tpot_ms", "output_tps_per_chip", "ttft_ms")
 """The primary quantity of a row is its time per output token where printed, else chip time per token."""
 
+SUPERSEDED = "superseded: the same stack and lengths were measured at least two weeks later"
+SUPERSEDED_DAYS = 14
 SLOWER_THAN_16_BIT = "quantised weights slower than 16-bit ones on the same chip and load: a fallback kernel"
 
 
@@ -95,25 +100,177 @@ def parameter_sets(compiled: CompiledPublished, calibration: Calibration | None 
     calibration = calibration or default_calibration()
     return np.array(
         [
-            list(resolve_parameters(calibration, level.engine, level.family, level.precision).values())
+            list(
+                resolve_parameters(
+                    calibration, level.engine, level.family, level.precision, generation=level.generation
+                ).values()
+            )
             for level in compiled.levels
         ]
     )
 
 
-def predictions(compiled: CompiledPublished, leave_out: str | None = None) -> tuple[str, NDArray[np.float64]]:
+BUNDLED_PUBLISHED = Path(__file__).parent / "data" / "published.csv"
+"""Published measurements of other vendors, older chips and other scenarios; each row carries its source and date."""
+
+UNFITTED_CLASSES = ("disaggregated", "speculative", "MLPerf", "open loop, saturated or short")
+"""Classes that hold further unknowns (pools, acceptance, limits, queues) and are scored, not fitted."""
+
+
+def family_calibrator(
+    compiled: CompiledPublished, registry: PluginRegistry, base: Calibration | None = None
+) -> FamilyCalibrator:
+    """A calibrator of families and generations on the rows that may be fitted.
+
+    Args:
+        compiled: Rows.
+        registry: Plugins that describe the accelerators.
+        base: What the deviations stand on; the shipped calibration on concurrency sweeps by default.
+    """
+    import numpy as np
+
+    base = base or base_calibration()
+    before = compiled.predict(parameter_sets(compiled, base))
+    reasons = unscored(compiled, before)
+    classes = classes_of(compiled, registry)
+    is_usable = np.isfinite(ratios(compiled, before)["primary"]) & np.array(
+        [
+            not reason and not name.startswith(UNFITTED_CLASSES) and "speculative" not in name
+            for reason, name in zip(reasons, classes, strict=True)
+        ]
+    )
+    return FamilyCalibrator(compiled, base, is_usable)
+
+
+def predictions(
+    compiled: CompiledPublished, registry: PluginRegistry, leave_out: str | None = None
+) -> tuple[str, NDArray[np.float64]]:
     """How predictions came about, and the predictions.
 
     Args:
         compiled: Rows.
-        leave_out: Nothing yet can be left out: the shipped calibration holds no row of these files.
+        registry: Plugins that describe the accelerators.
+        leave_out: A name of `LEAVE_OUT`: each row is predicted by a refit without the rows that share its key.
 
     Raises:
-        SpecError: Something is to be left out.
+        SpecError: Unknown name.
     """
-    if leave_out:
-        raise SpecError("--leave-out works on concurrency sweeps, published measurements are scored as a whole")
-    return "shipped calibration", compiled.predict(parameter_sets(compiled))
+    if not leave_out:
+        return "shipped calibration", compiled.predict(parameter_sets(compiled))
+    if leave_out not in LEAVE_OUT:
+        raise SpecError(f"leave-out is {leave_out!r}, expected {', '.join(LEAVE_OUT)}")
+    calibrator = family_calibrator(compiled, registry)
+    calibrator.fit()
+    keys = [
+        LEAVE_OUT[leave_out](row, compiled.levels[level], vendor)
+        for row, level, vendor in zip(compiled.rows, compiled.level_of, compiled.vendors, strict=True)
+    ]
+    return f"refitted without the {leave_out}", calibrator.leave_out(keys)
+
+
+def calibrate_families(
+    compiled: CompiledPublished, registry: PluginRegistry, base: Calibration | None = None
+) -> tuple[FamilyFit, dict[str, float]]:
+    """Fits families and generations, and measures the spread of a model that was left out, by family.
+
+    Args:
+        compiled: Rows.
+        registry: Plugins that describe the accelerators.
+        base: What the deviations stand on; the shipped calibration on concurrency sweeps by default.
+
+    Returns:
+        The fit, and the log standard deviation of measured over predicted time by family.
+    """
+    import numpy as np
+
+    calibrator = family_calibrator(compiled, registry, base)
+    fit = calibrator.result(calibrator.fit(), {chip.family: chip.vendor for chip in registry.accelerators.values()})
+    keys = [(row.model, row.accelerator) for row in compiled.rows]
+    left_out = np.log(ratios(compiled, calibrator.leave_out(keys))["primary"])
+    spread = {}
+    for family in sorted(fit.deviations.get("family", {})):
+        logs = np.abs(
+            [
+                left_out[index]
+                for index in calibrator.rows
+                if compiled.levels[compiled.level_of[index]].family == family and np.isfinite(left_out[index])
+            ]
+        )
+        if len(logs):
+            # The 80% quantile of a centred normal is 1.2816 standard deviations.
+            spread[family] = float(np.percentile(logs, 80) / 1.2816)
+    return fit, spread
+
+
+def calibration_text(compiled: CompiledPublished, registry: PluginRegistry, base: Calibration | None = None) -> str:
+    """The file of further families that fits published rows best.
+
+    Args:
+        compiled: Rows.
+        registry: Plugins that describe the accelerators.
+        base: What the deviations stand on; the shipped calibration on concurrency sweeps by default.
+    """
+    fit, spread = calibrate_families(compiled, registry, base)
+    rows = family_calibrator(compiled, registry, base).rows.tolist()
+    newest = max((compiled.rows[index].date for index in rows), default="")
+    header = {
+        "name": f"families {newest}",
+        "basis": "calibrated",
+        "as_of": newest,
+        "rows": str(len(rows)),
+        "source": ", ".join(sorted({compiled.rows[index].source for index in rows})),
+        "over": (base or base_calibration()).name,
+    }
+    known = set((base or base_calibration()).seen.get("family", ()))
+    new = [index for index in rows if compiled.levels[compiled.level_of[index]].family not in known]
+    return families_toml(fit, header, seen_published(compiled, new), spread)
+
+
+def seen_published(compiled: CompiledPublished, rows: Sequence[int]) -> dict[str, list[str]]:
+    """What rows of new families cover, by level."""
+    chosen = [compiled.rows[index] for index in rows]
+    return {
+        "accelerator": sorted({row.accelerator for row in chosen}),
+        "family": sorted({compiled.levels[compiled.level_of[index]].family for index in rows}),
+        "model": sorted({row.model for row in chosen}),
+        "pair": sorted({f"{row.model} {row.accelerator}" for row in chosen}),
+    }
+
+
+def families_toml(
+    fit: FamilyFit, header: Mapping[str, str], seen: Mapping[str, Sequence[str]], spread: Mapping[str, float]
+) -> str:
+    """The file of further families: sorted, rounded to six digits, so that a refit gives the same text.
+
+    Args:
+        fit: Fitted deviations.
+        header: Name, basis, date and source.
+        seen: Names with rows behind them, by level.
+        spread: Log standard deviation of a left-out model, by family.
+    """
+    lines = ["# Written by `tokenopt calibrate serving`; do not edit.", "", "[calibration]"]
+    lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in header.items()]
+    comments = {
+        "family": "# Factors on the calibration of concurrency sweeps.",
+        "generation": "# Seconds that a generation of an engine adds.",
+    }
+    for level, names in sorted(fit.deviations.items()):
+        lines += ["", comments[level]]
+        for name, values in sorted(names.items()):
+            lines += [f"[{level}.{json.dumps(name)}]"]
+            lines += [f"{parameter} = {value:.6g}" for parameter, value in sorted(values.items())]
+            lines += [""]
+        lines.pop()
+    lines += ["", "# Log standard deviation of the above."]
+    for level, names in sorted(fit.uncertainty.items()):
+        for name, values in sorted(names.items()):
+            lines += [f"[deviation_uncertainty.{level}.{json.dumps(name)}]"]
+            lines += [f"{parameter} = {value:.3g}" for parameter, value in sorted(values.items())]
+    lines += ["", "# What was measured.", "[seen]"]
+    lines += [f"{level} = {json.dumps(sorted(names))}" for level, names in sorted(seen.items())]
+    lines += ["", "# Log standard deviation of measured over predicted time, left-out models.", "[family_spread]"]
+    lines += [f"{json.dumps(name)} = {value:.3g}" for name, value in sorted(spread.items())]
+    return "\n".join(lines) + "\n"
 
 
 def ratios(compiled: CompiledPublished, predictions: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
@@ -149,14 +306,37 @@ def unscored(compiled: CompiledPublished, predictions: NDArray[np.float64]) -> l
     for row in compiled.rows:
         if row.weight_precision == "bf16":
             sixteen_bit[_twin(row)] = _measured_time(row)
+    newest: dict[object, date] = {}
+    for row in compiled.rows:
+        day = _day(row)
+        if day and day > newest.get(_load_of(row), date.min):
+            newest[_load_of(row)] = day
     for index, row in enumerate(compiled.rows):
+        day = _day(row)
         if np.isnan(predictions[index, 0]):
             reasons[index] = NO_FIT
-        elif not reasons[index] and row.weight_precision != "bf16":
+        elif reasons[index]:
+            continue
+        elif day and (newest[_load_of(row)] - day).days >= SUPERSEDED_DAYS:
+            reasons[index] = SUPERSEDED
+        elif row.weight_precision != "bf16":
             twin = sixteen_bit.get(_twin(row))
             if twin and _measured_time(row) > twin:
                 reasons[index] = SLOWER_THAN_16_BIT
     return reasons
+
+
+def _day(row: PublishedRow) -> date | None:
+    try:
+        return date.fromisoformat(row.date)
+    except ValueError:
+        return None
+
+
+def _load_of(row: PublishedRow) -> object:
+    """What two runs share that differ in software alone; layouts change with it."""
+    return (row.source.split()[0] if row.source else "", row.model, row.accelerator, row.engine, row.weight_precision,
+            row.isl, row.osl, row.scenario)  # fmt: skip
 
 
 def _twin(row: PublishedRow) -> object:
@@ -184,7 +364,7 @@ def class_of(row: PublishedRow, vendor: str, topology: str, family: str) -> str:
         return "disaggregated, speculative" if row.is_speculative else "disaggregated"
     if row.is_speculative:
         return "speculative decoding"
-    if row.alternatives:
+    if row.source.startswith("MLPerf"):
         return f"MLPerf {base.removesuffix('-max')}"
     if base == "fixed-qps":
         return "open loop, saturated or short" if is_saturated(row) else "open loop"
@@ -195,6 +375,15 @@ def class_of(row: PublishedRow, vendor: str, topology: str, family: str) -> str:
     if topology in ("pcie", "single"):
         return "NVIDIA PCIe cards"
     return "NVIDIA Hopper and Blackwell" if family in ("hopper", "blackwell") else "NVIDIA A100 class and older"
+
+
+def classes_of(compiled: CompiledPublished, registry: PluginRegistry) -> list[str]:
+    """Class of every row."""
+    chips = [registry.accelerators[row.accelerator] for row in compiled.rows]
+    return [
+        class_of(row, chip.vendor, chip.scale_up_topology, chip.family)
+        for row, chip in zip(compiled.rows, chips, strict=True)
+    ]
 
 
 def is_saturated(row: PublishedRow) -> bool:
@@ -239,16 +428,13 @@ def score(
     reasons = unscored(compiled, predictions)
     is_scored = np.array([not reason for reason in reasons])
     of = ratios(compiled, predictions)
-    chips = registry.accelerators
+    classes = classes_of(compiled, registry)
     names: dict[str, Callable[[int], str]] = {
-        "class": lambda index: class_of(
-            compiled.rows[index], compiled.vendors[index],
-            chips[compiled.rows[index].accelerator].scale_up_topology, chips[compiled.rows[index].accelerator].family,
-        ),
+        "class": lambda index: classes[index],
         "accelerator": lambda index: compiled.rows[index].accelerator,
         "model": lambda index: compiled.rows[index].model,
         "engine": lambda index: compiled.rows[index].engine,
-    }  # fmt: skip
+    }
 
     def errors(chosen: NDArray[np.bool_]) -> dict[str, Errors]:
         return {name: errors_of(of[name][chosen & is_scored]) for name in QUANTITIES}

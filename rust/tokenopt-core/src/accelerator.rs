@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{require_positive, CoreError};
+use crate::error::{require_positive, require_within, CoreError};
 use crate::format::NumberFormat;
 
 /// One chip with its share of the node.
@@ -17,6 +17,9 @@ pub struct Accelerator {
     pub hbm_bytes_per_s: f64,
     /// Dense peaks.
     pub peak_flops: PeakFlops,
+    /// Best measured 16-bit matrix product, FLOP/s; absent = nobody measured it.
+    #[serde(default)]
+    pub matmul_flops: Option<f64>,
     /// Fast fabric.
     pub scale_up: ScaleUp,
     /// Network bandwidth per chip, one direction, bytes/s.
@@ -125,7 +128,26 @@ impl PeakFlops {
     }
 }
 
+/// Share of the sheet's 16-bit peak that the best matrix product reaches on the chips that the efficiencies of a
+/// calibration are fitted on.
+///
+/// Source: maximum achievable matmul tables (ml-engineering): H100 SXM 80%, B200 78%.
+pub const REFERENCE_MATMUL_SHARE: f64 = 0.80;
+
 impl Accelerator {
+    /// Rate that stands for a sheet `peak` of this chip, FLOP/s: what its best matrix product shows that clocks and power
+    /// sustain, relative to the chips that efficiencies are fitted on.
+    ///
+    /// Assumes: formats lose the same share, as all run under one power limit; a chip without a measured product
+    /// loses what the reference chips lose.
+    #[must_use]
+    pub fn sustained(&self, peak: f64) -> f64 {
+        let share = self.matmul_flops.map_or(1.0, |flops| {
+            flops / self.peak_flops.bf16 / REFERENCE_MATMUL_SHARE
+        });
+        peak * share
+    }
+
     /// Checks every figure.
     ///
     /// # Errors
@@ -143,6 +165,10 @@ impl Accelerator {
             if let Some(value) = peak {
                 require_positive(&named(name), value)?;
             }
+        }
+        if let Some(flops) = self.matmul_flops {
+            require_within(&named("matmul_flops"), flops, 0.0, self.peak_flops.bf16)?;
+            require_positive(&named("matmul_flops"), flops)?;
         }
         if self.scale_up.topology != Topology::Single {
             require_positive(&named("scale_up.bytes_per_s"), self.scale_up.bytes_per_s)?;

@@ -286,6 +286,7 @@ impl RowSet {
                         per_s: per_s / ranks / slots,
                         requests: requests.unwrap_or(f64::INFINITY) / ranks / slots,
                         most_running: batch,
+                        osl_cv2: row.osl_cv2,
                     },
                 );
                 Delivery {

@@ -115,6 +115,7 @@ fn a_slow_trickle_sees_the_latencies_of_an_idle_replica() {
                 per_s,
                 requests,
                 most_running: 256.0,
+                osl_cv2: 0.0,
             },
         )
     };

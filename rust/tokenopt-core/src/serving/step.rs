@@ -73,7 +73,8 @@ impl StepModel {
                 f64::from(layout.tp),
             );
             prompt_core_s += f64::from(group.count) * imbalance * work.prompt_flops
-                / (accelerator.peak_flops.bf16 * parameters.attention_compute_efficiency);
+                / (accelerator.sustained(accelerator.peak_flops.bf16)
+                    * parameters.attention_compute_efficiency);
         }
         let build = |phase| {
             let mut builder = Builder {
@@ -201,7 +202,9 @@ impl Builder<'_> {
             parameters_on_chip,
             format.bytes(),
             self.accelerator.hbm_bytes_per_s * p.weight_bandwidth_efficiency * unpacking,
-            self.accelerator.peak_flops.for_weights(format) * self.compute_efficiency(),
+            self.accelerator
+                .sustained(self.accelerator.peak_flops.for_weights(format))
+                * self.compute_efficiency(),
             p.dense_tile_tokens,
         )
     }
@@ -231,7 +234,8 @@ impl Builder<'_> {
                     memory_s: work.decode_bytes
                         / (self.accelerator.hbm_bytes_per_s * p.kv_bandwidth_efficiency),
                     compute_s: work.decode_flops
-                        / (self.accelerator.peak_flops.bf16 * p.attention_compute_efficiency),
+                        / (self.accelerator.sustained(self.accelerator.peak_flops.bf16)
+                            * p.attention_compute_efficiency),
                     latency_s: 0.0,
                 };
                 self.push(OperatorName::MixerCore, count, 1.0, Cost::PerRow(core));
@@ -286,7 +290,8 @@ impl Builder<'_> {
                         bytes_per_parameter: weights.experts.bytes(),
                     },
                     self.accelerator.hbm_bytes_per_s * p.expert_bandwidth_efficiency,
-                    self.accelerator.peak_flops.for_weights(weights.experts)
+                    self.accelerator
+                        .sustained(self.accelerator.peak_flops.for_weights(weights.experts))
                         * self.compute_efficiency(),
                     p.expert_tile_tokens,
                     p.expert_imbalance,

@@ -98,6 +98,7 @@ pub fn accelerator(key: &str, hbm_gb: f64, bytes_per_s: f64, bf16: f64, usd: f64
             int8: None,
             fp4: Some(4.0 * bf16),
         },
+        matmul_flops: None,
         scale_up: ScaleUp {
             bytes_per_s: 450e9,
             domain_chips: 8,
