@@ -177,6 +177,17 @@ impl<'a> LengthSource<'a> {
         }
     }
 
+    /// A request of nominal lengths, for plans.
+    #[must_use]
+    pub fn typical(&self) -> RequestLengths {
+        let Workload { isl, osl, .. } = self.workload;
+        RequestLengths {
+            isl,
+            osl,
+            cached: 0.0,
+        }
+    }
+
     /// The next request. A request beyond the model's context is cut, prompt last.
     pub fn draw(&mut self) -> RequestLengths {
         let Workload {

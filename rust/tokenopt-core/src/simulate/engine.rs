@@ -10,6 +10,16 @@ use super::report::Outcomes;
 use super::times::StepTimes;
 use crate::error::CoreError;
 
+/// Clients of a closed loop that march in step: they send requests of the same lengths at the same moment, again and again.
+#[derive(Debug, Clone, Copy)]
+struct Burst {
+    clients: u32,
+    rank: usize,
+    /// When its requests were last drawn.
+    drawn_s: f64,
+    lengths: RequestLengths,
+}
+
 /// Replicas of one role that share their step times.
 #[derive(Debug)]
 pub(super) struct Pool<'a> {
@@ -25,12 +35,13 @@ impl<'a> Pool<'a> {
         count: usize,
         most_running: usize,
         context: f64,
+        has_bursts: bool,
     ) -> Self {
         let step_s = times.decode_step_s(1, context);
         Self {
             times,
             ranks: (0..count)
-                .map(|_| Rank::new(role, most_running, step_s))
+                .map(|_| Rank::new(role, most_running, step_s, has_bursts))
                 .collect(),
         }
     }
@@ -51,6 +62,8 @@ impl<'a> Pool<'a> {
 enum Kind {
     /// The next request of an open arrival process.
     Arrival,
+    /// A burst of a closed loop begins.
+    Start { burst: u32 },
     /// A request reaches its rank.
     Ready { pool: u8, slot: u32 },
     /// A rank's activity ends.
@@ -97,6 +110,7 @@ pub(super) struct Engine<'a, 'b> {
     requests: Vec<Request>,
     free: Vec<u32>,
     arrived: usize,
+    bursts: Vec<Burst>,
     /// Seconds from prefill to decode, by prompt length: fixed plus per token.
     transfer_s: (f64, f64),
     pub outcomes: Outcomes,
@@ -122,6 +136,7 @@ impl<'a, 'b> Engine<'a, 'b> {
             requests: Vec::new(),
             free: Vec::new(),
             arrived: 0,
+            bursts: Vec::new(),
             transfer_s,
             outcomes,
             progress: Vec::new(),
@@ -136,11 +151,7 @@ impl<'a, 'b> Engine<'a, 'b> {
     /// Runs until enough requests have finished, or none is left.
     pub(super) fn run(&mut self, stop: &AtomicBool) -> Result<(), CoreError> {
         match self.arrivals {
-            Arrivals::Closed { concurrency } => {
-                for _ in 0..*concurrency {
-                    self.submit(0.0);
-                }
-            }
+            Arrivals::Closed { concurrency } => self.start_bursts(*concurrency),
             Arrivals::Poisson { .. } | Arrivals::Trace { .. } => self.schedule_arrival(0.0),
         }
         let mut handled = 0_u64;
@@ -157,11 +168,78 @@ impl<'a, 'b> Engine<'a, 'b> {
         Ok(())
     }
 
+    /// Spreads the clients of a closed loop over ranks and bursts, which begin evenly over the life of a request.
+    fn start_bursts(&mut self, concurrency: u32) {
+        let pool = &mut self.pools[0];
+        let ranks = index_u32(pool.ranks.len()).min(concurrency);
+        for rank in 0..ranks {
+            let clients = concurrency / ranks + u32::from(rank < concurrency % ranks);
+            let (count, life_s) = self.burst_plan(clients);
+            for burst in 0..count {
+                let number = index_u32(self.bursts.len());
+                self.bursts.push(Burst {
+                    clients: clients / count + u32::from(burst < clients % count),
+                    rank: rank as usize,
+                    drawn_s: f64::NEG_INFINITY,
+                    lengths: RequestLengths {
+                        isl: 1.0,
+                        osl: 1.0,
+                        cached: 0.0,
+                    },
+                });
+                let at_s = life_s * f64::from(burst) / f64::from(count);
+                self.schedule(at_s, Kind::Start { burst: number });
+            }
+        }
+    }
+
+    /// Number of bursts that `clients` of one rank form, and about how long a request lives.
+    ///
+    /// The burst share of the prompts that run beside one arrive with it: that is what makes the waits of the steady
+    /// state.
+    fn burst_plan(&mut self, clients: u32) -> (u32, f64) {
+        let sample = self.lengths.typical();
+        let last = self.pools.len() - 1;
+        let times = &mut self.pools[last].times;
+        let kept_bytes = times.kept_bytes(sample.isl + sample.osl);
+        let running = f64::from(clients).min((times.cache_bytes() / kept_bytes).floor().max(1.0));
+        let size = 1.0 + times.burst_share() * (running - 1.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "between 1 and the number of clients"
+        )]
+        let count = (f64::from(clients) / size)
+            .round()
+            .clamp(1.0, f64::from(clients)) as u32;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "at least 1 and at most the number of clients"
+        )]
+        let batch = running as usize;
+        let step_s = times.decode_step_s(batch, sample.isl + 0.5 * sample.osl);
+        (count, sample.osl * step_s)
+    }
+
     fn handle(&mut self, event: Event) {
         match event.kind {
             Kind::Arrival => {
-                self.submit(event.at_s);
+                let lengths = self.lengths.draw();
+                if self.can_hold(&lengths) {
+                    self.outcomes.accept();
+                    let rank = self.pools[0].least_loaded();
+                    self.submit(event.at_s, lengths, rank, 0);
+                } else {
+                    self.outcomes.refuse();
+                    self.arrived += 1;
+                }
                 self.schedule_arrival(event.at_s);
+            }
+            Kind::Start { burst } => {
+                for _ in 0..self.bursts[burst as usize].clients {
+                    self.submit_of_burst(event.at_s, burst);
+                }
             }
             Kind::Ready { pool, slot } => self.arrive(pool, slot, event.at_s),
             Kind::Wake {
@@ -199,24 +277,38 @@ impl<'a, 'b> Engine<'a, 'b> {
         }
     }
 
-    /// A client sends a request: it reaches the least loaded rank after what the front end takes.
-    fn submit(&mut self, now_s: f64) {
-        self.arrived += 1;
-        let mut lengths = self.lengths.draw();
-        while !self.can_hold(&lengths) {
-            self.outcomes.refuse();
-            if !matches!(self.arrivals, Arrivals::Closed { .. }) || self.outcomes.is_complete() {
-                return;
-            }
-            // A client in a closed loop goes on with its next request.
+    /// A client of a closed loop sends its next request, with the lengths of those that its burst sends at this moment.
+    fn submit_of_burst(&mut self, now_s: f64, burst: u32) {
+        let Burst {
+            rank,
+            drawn_s,
+            mut lengths,
+            ..
+        } = self.bursts[burst as usize];
+        if drawn_s != now_s {
             lengths = self.lengths.draw();
+            while !self.can_hold(&lengths) {
+                self.outcomes.refuse();
+                if self.outcomes.is_complete() {
+                    return;
+                }
+                lengths = self.lengths.draw();
+            }
+            self.outcomes.accept();
+            let known = &mut self.bursts[burst as usize];
+            known.drawn_s = now_s;
+            known.lengths = lengths;
         }
-        self.outcomes.accept();
+        self.submit(now_s, lengths, rank, burst);
+    }
+
+    /// A client sends a request: it reaches its rank after what the front end takes.
+    fn submit(&mut self, now_s: f64, lengths: RequestLengths, rank: usize, burst: u32) {
+        self.arrived += 1;
         let pool = &mut self.pools[0];
-        let rank = pool.least_loaded();
         pool.ranks[rank].assigned += 1;
         let lag_s = pool.times.front_s(pool.ranks[rank].step_s);
-        let slot = self.slot(lengths, now_s, rank);
+        let slot = self.slot(lengths, now_s, rank, burst);
         self.schedule(now_s + lag_s, Kind::Ready { pool: 0, slot });
     }
 
@@ -229,7 +321,7 @@ impl<'a, 'b> Engine<'a, 'b> {
             && fits(&mut self.pools[last], lengths.isl + lengths.osl)
     }
 
-    fn slot(&mut self, lengths: RequestLengths, now_s: f64, rank: usize) -> u32 {
+    fn slot(&mut self, lengths: RequestLengths, now_s: f64, rank: usize, burst: u32) -> u32 {
         let request = Request {
             lengths,
             submitted_s: now_s,
@@ -239,6 +331,7 @@ impl<'a, 'b> Engine<'a, 'b> {
             position: lengths.cached,
             kept_bytes: 0.0,
             rank: index_u32(rank),
+            burst,
         };
         if let Some(slot) = self.free.pop() {
             self.requests[slot as usize] = request;
@@ -314,7 +407,6 @@ impl<'a, 'b> Engine<'a, 'b> {
         }
         for done in &progress {
             match *done {
-                Progress::FirstToken(_) => {}
                 Progress::HandOver(slot) => {
                     let moved = self.requests[slot as usize].lengths.isl;
                     let at_s = now_s + self.transfer_s.0 + self.transfer_s.1 * moved;
@@ -338,7 +430,7 @@ impl<'a, 'b> Engine<'a, 'b> {
             self.outcomes.backlog_half_way = self.backlog();
         }
         if matches!(self.arrivals, Arrivals::Closed { .. }) && !self.outcomes.is_complete() {
-            self.submit(now_s);
+            self.submit_of_burst(now_s, request.burst);
         }
     }
 }

@@ -4,6 +4,9 @@
 //! cache fits, prefill in chunks beside the decode steps of those that run, and leave after their last token. Decode
 //! steps between two events are advanced together, so the effort grows with requests, not with tokens.
 //!
+//! In a closed loop clients march in step in bursts of the size that the calibration found: prompts of a burst prefill
+//! before any of them decodes, which is what the waits of the steady state's time to first token are.
+//!
 //! Assumes: ranks that meet at the experts carry equal batches; a request's cache is reserved at its full length; the
 //! router sends a request to the rank with the fewest.
 
@@ -173,6 +176,7 @@ pub fn simulate(
         ranks as usize,
         most_running,
         problem.workload.isl,
+        matches!(spec.arrivals, Arrivals::Closed { .. }),
     );
     let run = Run {
         problem,

@@ -28,6 +28,8 @@ pub(super) struct Request {
     pub kept_bytes: f64,
     /// Its rank.
     pub rank: u32,
+    /// The clients it marches in step with; of a closed loop only.
+    pub burst: u32,
 }
 
 /// What a rank does with a prompt once it is computed.
@@ -60,8 +62,6 @@ enum Activity {
 /// What a finished activity did to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// Its prompt is done; decode goes on here.
-    FirstToken(u32),
     /// Its prompt is done; it goes to another rank.
     HandOver(u32),
     /// Its last token is out.
@@ -85,6 +85,10 @@ pub(super) struct Rank {
     most_running: usize,
     waiting: VecDeque<u32>,
     prefilling: VecDeque<u32>,
+    /// Whether prompts that arrive at the same moment all prefill before any of them decodes.
+    has_bursts: bool,
+    /// Prompts of a burst that are done and wait for the others.
+    held: Vec<u32>,
     /// Running requests by the step in which they end.
     running: BinaryHeap<Reverse<(u64, u32)>>,
     /// Decode steps done.
@@ -106,12 +110,14 @@ pub(super) struct Rank {
 }
 
 impl Rank {
-    pub(super) fn new(role: Role, most_running: usize, step_s: f64) -> Self {
+    pub(super) fn new(role: Role, most_running: usize, step_s: f64, has_bursts: bool) -> Self {
         Self {
             role,
             most_running,
             waiting: VecDeque::new(),
             prefilling: VecDeque::new(),
+            has_bursts,
+            held: Vec::new(),
             running: BinaryHeap::new(),
             steps: 0,
             context: 0.0,
@@ -164,7 +170,7 @@ impl Rank {
     }
 
     fn has_room(&self, kept_bytes: f64, times: &StepTimes<'_>) -> bool {
-        let held = self.running.len() + self.prefilling.len();
+        let held = self.running.len() + self.prefilling.len() + self.held.len();
         held < self.most_running && self.cache_bytes + kept_bytes <= times.cache_bytes()
     }
 
@@ -176,6 +182,10 @@ impl Rank {
         times: &mut StepTimes<'_>,
     ) -> Option<f64> {
         self.admit(now_s, requests, times);
+        if self.prefilling.is_empty() {
+            // The rest of the burst finds no room.
+            self.release(now_s, requests);
+        }
         self.started_s = now_s;
         self.generation = self.generation.wrapping_add(1);
         let duration_s = if !self.prefilling.is_empty() {
@@ -291,20 +301,9 @@ impl Rank {
         }
         if let Activity::Mixed { prompts, decode_s } = self.activity {
             self.load.prefill_s += seconds - decode_s;
-            for slot in self.prefilling.drain(..prompts) {
-                let request = &mut requests[slot as usize];
-                request.first_token_s = now_s;
-                if self.role == Role::Prefill {
-                    progress.push(Progress::HandOver(slot));
-                } else if request.lengths.osl <= 1.0 {
-                    self.cache_bytes -= request.kept_bytes;
-                    self.assigned -= 1;
-                    progress.push(Progress::Finished(slot));
-                } else {
-                    self.context += request.lengths.isl + 1.0;
-                    self.running
-                        .push(Reverse((self.steps + steps_after_first(request), slot)));
-                    progress.push(Progress::FirstToken(slot));
+            for _ in 0..prompts {
+                if let Some(slot) = self.prefilling.pop_front() {
+                    self.end_prompt(slot, now_s, requests, progress);
                 }
             }
         }
@@ -313,6 +312,47 @@ impl Rank {
             self.context = 0.0;
         }
         self.activity = Activity::Idle;
+    }
+
+    /// A prompt is computed: it goes elsewhere, ends, or decodes once its burst is done.
+    fn end_prompt(
+        &mut self,
+        slot: u32,
+        now_s: f64,
+        requests: &mut [Request],
+        progress: &mut Vec<Progress>,
+    ) {
+        let request = &mut requests[slot as usize];
+        let ready_s = request.ready_s;
+        request.first_token_s = now_s;
+        if self.role == Role::Prefill {
+            progress.push(Progress::HandOver(slot));
+            return;
+        }
+        if request.lengths.osl <= 1.0 {
+            let kept_bytes = request.kept_bytes;
+            self.leave(kept_bytes);
+            progress.push(Progress::Finished(slot));
+            return;
+        }
+        self.held.push(slot);
+        let next = self.prefilling.front().or(self.waiting.front());
+        let is_burst = self.has_bursts
+            && next.is_some_and(|&other| requests[other as usize].ready_s == ready_s);
+        if !is_burst {
+            self.release(now_s, requests);
+        }
+    }
+
+    /// Lets the prompts that are done decode.
+    fn release(&mut self, now_s: f64, requests: &mut [Request]) {
+        for slot in self.held.drain(..) {
+            let request = &mut requests[slot as usize];
+            request.first_token_s = now_s;
+            self.context += request.lengths.isl + 1.0;
+            let end = self.steps + steps_after_first(request);
+            self.running.push(Reverse((end, slot)));
+        }
     }
 
     /// Frees what a request held.

@@ -89,6 +89,12 @@ impl<'a> StepTimes<'a> {
         }
     }
 
+    /// Share of prompts that arrive together.
+    #[must_use]
+    pub fn burst_share(&self) -> f64 {
+        self.place.stack.parameters.burst_share
+    }
+
     /// Bytes for the caches of one rank and pipeline slot.
     #[must_use]
     pub fn cache_bytes(&self) -> f64 {
