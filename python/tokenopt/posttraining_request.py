@@ -63,7 +63,7 @@ class PosttrainRequest:
         host_gb_per_s: Rate at which a chip moves state to host memory and back, GB/s.
         phase_overhead_s: Waking and sleeping when a pool changes its stage, s.
         mtbf_hours, restart_s, storage_gb_per_s: As of a training run.
-        hardware, vendor, announced, provider, region, term, spot, price, prices_max_age, pue: As of a search.
+        hardware, vendor, announced, provider, region, term, spot, price, prices_max_age, tco, pue: As of a search.
     """
 
     policy: str = "llama-3.1-8b"
@@ -107,6 +107,7 @@ class PosttrainRequest:
     term: str | None = None
     spot: bool = False
     price: Mapping[str, float] = field(default_factory=dict)
+    tco: Mapping[str, float | str] = field(default_factory=dict)
     prices_max_age: int | None = None
     pue: float = DEFAULT_PUE
 
@@ -168,7 +169,7 @@ def checked_posttraining(request: PosttrainRequest) -> PosttrainRequest:
 
 
 def _typed(request: PosttrainRequest) -> dict[str, Any]:
-    values: dict[str, Any] = {"price": given.quotes(request.price)}
+    values: dict[str, Any] = {"price": given.quotes(request.price), "tco": given.owners_inputs(request.tco)}
     readers = (
         (_TEXTS, given.text), (_TEXT_LISTS, given.texts), (_NUMBERS, given.number), (_WHOLES, given.whole),
         (_FLAGS, given.flag),
@@ -182,6 +183,8 @@ def _typed(request: PosttrainRequest) -> dict[str, Any]:
 
 def _check_agreement(request: PosttrainRequest) -> None:
     algorithm = request.algorithm
+    if request.tco and request.term != "owned":
+        raise SpecError("tco sets the owner's cost, which is ranked with term owned alone: add --term owned")
     if request.spot and request.term is not None and request.term not in UNSURE_TERMS:
         raise SpecError(
             f"spot adds spot and marketplace prices, but term asks for {request.term} alone: give one of them"
