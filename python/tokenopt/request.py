@@ -25,6 +25,9 @@ DEFAULT_ISL = 1024
 DEFAULT_OSL = 1024
 DEFAULT_PUE = 1.25
 
+BASES = ("both", "calibrated", "measured")
+"""What an answer may rest on."""
+
 SURE_TERMS: tuple[Term, ...] = ("on-demand", "reserved-1y", "reserved-3y", "rental")
 """Prices a buyer can rent for sure; ranked by default."""
 UNSURE_TERMS: tuple[Term, ...] = ("spot", "marketplace")
@@ -75,6 +78,8 @@ class SearchRequest:
         threads: Threads of the core; 0 = all.
         max_batch: Largest running batch of an attention rank.
         tp, pp, ep, attn_dp, chunk_tokens: Restrict the layout space.
+        basis: What the answer rests on: the model (`calibrated`), measured points (`measured`), or the model with what was
+            measured beside it (`both`).
     """
 
     model: str = DEFAULT_MODEL
@@ -114,6 +119,7 @@ class SearchRequest:
     ep: Sequence[int] = ()
     attn_dp: Sequence[int] = ()
     chunk_tokens: Sequence[int] = ()
+    basis: str = "both"
 
 
 def checked(request: SearchRequest) -> SearchRequest:
@@ -140,6 +146,7 @@ def _typed(request: SearchRequest) -> dict[str, Any]:
     fields: dict[str, Any] = {"model": _text("model", request.model), "price": _quotes(request.price)}
     fields["tco"] = _owners_inputs(request.tco)
     fields["objective"] = _text("objective", request.objective)
+    fields["basis"] = _text("basis", request.basis)
     for name in ("engine", "term", "precision", "kv_precision"):
         value = getattr(request, name)
         fields[name] = None if value is None else _text(name, value)
@@ -201,6 +208,7 @@ def _check_ranges(request: SearchRequest) -> None:
 def _check_choices(request: SearchRequest) -> None:
     for name, legal in (
         ("objective", get_args(Objective)),
+        ("basis", BASES),
         ("term", (None, *get_args(Term))),
         ("kv_precision", (None, *KV_FORMATS, "nvfp4")),
     ):

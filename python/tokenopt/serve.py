@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from tokenopt.errors import InfeasibleError
+from tokenopt.errors import InfeasibleError, StoreError
+from tokenopt.measured_basis import MeasuredAnswer, measured_answers, required_answers
 from tokenopt.plugins import PluginRegistry, default_registry
 from tokenopt.problem import Assumption, CompiledProblem, SearchRequest, build_problem, some_keys
 from tokenopt.records import Offer
@@ -101,10 +102,12 @@ class Solution:
     calibration: str
     why: str
     step_shares: Mapping[str, float]
+    measured_usd_per_m_tokens: float | None = None
+    measured_ratio: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict with the contract's field names."""
-        return asdict(self)
+        return _without_nan(asdict(self))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class SearchResult:
         without_price: Accelerators left out because no such price is known.
         cannot_run: Accelerators on which no engine serves the model in the wanted formats.
         notes: Problems of plugins and data.
+        measured: The cheapest measured operation of each accelerator within the same limits, cheapest first.
     """
 
     best: list[Solution]
@@ -142,10 +146,14 @@ class SearchResult:
     without_price: list[str]
     cannot_run: list[str]
     notes: list[str]
+    measured: list[MeasuredAnswer] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON contract as plain dicts and lists."""
-        return {"schema": SCHEMA, **asdict(self), "ranked_terms": list(self.ranked_terms)}
+        """The JSON contract as plain dicts and lists; what nobody states is null."""
+        plain: dict[str, Any] = _without_nan(
+            {"schema": SCHEMA, **asdict(self), "ranked_terms": list(self.ranked_terms)}
+        )
+        return plain
 
     def to_json(self) -> str:
         """The JSON contract as text."""
@@ -192,7 +200,7 @@ def search(
         InfeasibleError: No configuration meets the limits; the nearest miss and the limit to relax are named.
     """
     registry = registry or default_registry()
-    return run(compile_request(request, registry, **options), registry)
+    return answered(compile_request(request, registry, **options), registry)
 
 
 def compile_request(request: SearchRequest | None, registry: PluginRegistry, **options: Any) -> CompiledProblem:
@@ -233,6 +241,107 @@ def run(problem: CompiledProblem, registry: PluginRegistry) -> SearchResult:
         cannot_run=problem.cannot_run,
         notes=[*registry.problems, *problem.notes],
     )
+
+
+def answered(problem: CompiledProblem, registry: PluginRegistry) -> SearchResult:
+    """The answer on the basis that was asked for: predicted, measured, or predicted with what was measured beside it.
+
+    Raises:
+        MissingDataError: Measurements alone are asked for, and nothing was measured.
+        InfeasibleError: As for :func:`search`.
+    """
+    if problem.request.basis == "measured":
+        return _measured_result(problem, registry)
+    result = run(problem, registry)
+    if problem.request.basis == "calibrated":
+        return result
+    try:
+        measured = measured_answers(problem, registry)
+    except StoreError as error:
+        # A store that cannot be read is worth a word, not the answer.
+        return replace(result, notes=[*result.notes, error.message])
+    return replace(result, by_accelerator=_beside(result.by_accelerator, measured), measured=measured)
+
+
+def _beside(solutions: Sequence[Solution], measured: Sequence[MeasuredAnswer]) -> list[Solution]:
+    """Predictions with what was measured on the same accelerator within the same limits."""
+    known = {answer.accelerator: answer.usd_per_m_tokens for answer in measured}
+    return [
+        replace(
+            solution,
+            measured_usd_per_m_tokens=known[solution.accelerator],
+            measured_ratio=solution.usd_per_m_tokens / known[solution.accelerator],
+        )
+        if solution.accelerator in known
+        else solution
+        for solution in solutions
+    ]
+
+
+def _measured_result(problem: CompiledProblem, registry: PluginRegistry) -> SearchResult:
+    """The answer of measurements alone."""
+    import time
+
+    started = time.perf_counter()
+    answers = required_answers(problem, registry)
+    solutions = [_measured_solution(rank, answer) for rank, answer in enumerate(answers, start=1)]
+    return SearchResult(
+        best=solutions[: problem.request.top],
+        by_accelerator=solutions,
+        frontier=[],
+        evaluated=0,
+        pruned=0,
+        feasible=len(solutions),
+        rejected={},
+        elapsed_s=time.perf_counter() - started,
+        problem=_problem_summary(problem),
+        assumptions=[item for item in problem.assumptions if item.name not in _MODEL_ASSUMPTIONS],
+        ranked_terms=problem.ranked_terms,
+        without_price=problem.without_price,
+        cannot_run=problem.cannot_run,
+        notes=[*registry.problems, *problem.notes],
+        measured=answers,
+    )
+
+
+_MODEL_ASSUMPTIONS = {"efficiencies", "max-batch", "precision", "kv-precision"}
+"""Assumptions of the prediction, which measurements do without."""
+
+
+def _measured_solution(rank: int, answer: MeasuredAnswer) -> Solution:
+    """A measured answer in the shape of a solution; what no benchmark prints is NaN, null in JSON."""
+    unknown = math.nan
+    return Solution(
+        rank=rank, accelerator=answer.accelerator, vendor=answer.vendor,
+        offer=OfferAnswer(answer.provider, answer.instance_type, answer.region, answer.term, answer.usd_per_chip_hr,
+                          answer.price_as_of, answer.price_source),
+        engine=answer.engine, engine_version=answer.engine_version, weight_precision=answer.weight_precision,
+        kv_precision=answer.kv_precision,
+        layout=Layout(mode=answer.mode, tp=answer.tp, pp=answer.pp, ep=answer.ep, attn_dp=answer.attn_dp),
+        chunk_tokens=0, concurrency=round(answer.concurrency or 0), running_batch=answer.concurrency or unknown,
+        batch_per_rank=0, replicas=answer.replicas, instances=answer.instances, chips=answer.chips,
+        chips_used=answer.replicas * answer.replica_chips, ttft_ms=answer.ttft_ms or unknown, tpot_ms=answer.tpot_ms,
+        e2e_ms=answer.e2e_ms or unknown, tps_per_user=answer.tps_per_user, output_tps_per_chip=answer.output_tps_per_chip,
+        output_tps=answer.output_tps, capacity_tps=answer.replicas * answer.replica_chips * answer.output_tps_per_chip,
+        requests_per_s=unknown, usd_per_m_output_tokens=answer.usd_per_m_output_tokens,
+        usd_per_m_tokens=answer.usd_per_m_tokens, usd_per_m_input_tokens=answer.usd_per_m_input_tokens,
+        usd_per_request=answer.usd_per_request, usd_per_hr=answer.usd_per_hr, kwh_per_m_tokens=answer.kwh_per_m_tokens,
+        weight_gb_per_chip=unknown, kv_gb_per_chip=unknown, memory_used_share=unknown,
+        interval=Interval(answer.usd_per_m_tokens, answer.usd_per_m_tokens), basis="measured",
+        calibration="; ".join(dict.fromkeys(f"{n.source} {n.measured_on}".strip() for n in answer.between)),
+        why="measured", step_shares={}, measured_usd_per_m_tokens=answer.usd_per_m_tokens, measured_ratio=1.0,
+    )  # fmt: skip
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with null for every NaN."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, Mapping):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return value
 
 
 def name_solution(problem: CompiledProblem, rank: int, raw: Mapping[str, Any]) -> Solution:
@@ -306,7 +415,7 @@ def _problem_summary(problem: CompiledProblem) -> dict[str, Any]:
 
 _SCOPE = (
     "hardware", "vendor", "announced", "engine", "precision", "kv_precision", "provider", "region", "term", "spot",
-    "price", "prices_max_age", "tco", "pue",
+    "price", "prices_max_age", "tco", "pue", "basis",
 )  # fmt: skip
 """Fields of a request that narrow what competes."""
 

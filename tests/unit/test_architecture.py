@@ -17,6 +17,7 @@ LAYERS = [
     {"catalog"},
     {"plugins", "prices"},
     {"request", "training_request", "posttraining_request", "problem", "training_problem", "measured", "traces"},
+    {"measured_basis"},
     {"serve", "training", "posttraining", "verification"},
     {"breakdown", "decide", "testing", "scaffold", "plugin_template"},
     {"conformance", "simulation"},

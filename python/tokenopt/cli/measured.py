@@ -134,11 +134,13 @@ def _where(filters: dict[str, str | None]) -> dict[str, str]:
 @command.command("list")
 @_filters
 @click.option("--imports", "by_import", is_flag=True, help="List the imported files instead.")
+@click.option("--bundled", is_flag=True, help="List what is bundled with tokenopt instead.")
 @click.option("--limit", type=click.IntRange(1), default=200, show_default=True, help="Most lines.")
 @_format_option
 @debug_option
 def list_(
     by_import: bool,
+    bundled: bool,
     limit: int,
     output_format: str,
     debug: bool,  # noqa: ARG001
@@ -150,7 +152,12 @@ def list_(
     if by_import:
         _show_imports(imports(), output_format)
         return
-    lines = summary(_where(filters))
+    if bundled:
+        from tokenopt.measured.bundled import summary_of_bundled
+
+        lines = summary_of_bundled(_where(filters))
+    else:
+        lines = summary(_where(filters))
     if output_format == "json":
         click.echo(json.dumps({"schema": 1, "store": str(measured_path()), "stacks": lines}, indent=2))
         return
@@ -169,7 +176,9 @@ def list_(
     if rows:
         console.print(plain_table(columns, rows, console.width))
     points = sum(line["points"] for line in lines)
-    click.echo(f"{len(rows)} of {len(lines)} lines, {points:,} points in {measured_path()}")
+    click.echo(
+        f"{len(rows)} of {len(lines)} lines, {points:,} points " + ("bundled" if bundled else f"in {measured_path()}")
+    )
 
 
 def _whole(value: float | None) -> str:

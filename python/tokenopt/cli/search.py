@@ -27,6 +27,8 @@ from tokenopt.errors import PluginError
 @price_options
 @click.option("--objective", default="cost", show_default=True, help="What to minimise: cost, energy, or throughput "
               "(per chip, maximised).")  # fmt: skip
+@click.option("--basis", default="both", show_default=True, help="What the answer rests on: calibrated (the model), measured "
+              "(benchmarks, never beyond their points), or both (the model, and beside it what was measured).")  # fmt: skip
 @click.option("--top", type=int, default=10, show_default=True, help="Layouts in `best`.")
 @click.option("--exhaustive", is_flag=True, help="Evaluate every configuration instead of skipping what cannot win.")
 @click.option("--threads", type=int, default=0, help="Threads of the core; 0 = all.")
@@ -43,7 +45,7 @@ def command(output_format: str, out: Path | None, strict: bool, debug: bool, **f
     check_output(output_format, out)
     from tokenopt.plugins import load_plugins
     from tokenopt.problem import SearchRequest
-    from tokenopt.serve import compile_request, run
+    from tokenopt.serve import answered, compile_request
 
     flags["price"] = parse_quotes(flags["price"])
     registry = load_plugins(strict=strict)
@@ -52,7 +54,7 @@ def command(output_format: str, out: Path | None, strict: bool, debug: bool, **f
     if strict and problems:
         raise PluginError(problems[0])
     with progress("searching"):
-        result = run(problem, registry)
+        result = answered(problem, registry)
     for note in result.notes:
         say(f"warning: {note}")
     from tokenopt.report.tables import search_text

@@ -40,6 +40,8 @@ def count(value: float) -> str:
 
 def milliseconds(value: float) -> str:
     """Milliseconds with three significant digits."""
+    if math.isnan(value):
+        return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -86,6 +88,7 @@ _WHY = {
     "slo_ttft": "TTFT limit",
     "slo_e2e": "e2e limit",
     "max_batch": "batch limit",
+    "measured": "measured",
 }
 
 _Justify = Literal["left", "right"]
@@ -106,6 +109,11 @@ _COST: _Columns = (
     ("kWh/1M", 2, "right", lambda s: f"{s.kwh_per_m_tokens:.4f}"),
     ("binds", 0, "left", lambda s: _WHY[s.why]),
 )
+_MEASURED: _Columns = (
+    ("measured", 4, "right", lambda s: usd(s.measured_usd_per_m_tokens)),
+    ("model/meas.", 5, "right", lambda s: f"{s.measured_ratio:.2f}" if s.measured_ratio else "-"),
+)
+"""What was measured, beside predictions of at least one accelerator."""
 _FLEET: _Columns = (
     ("accelerator", 0, "left", lambda s: s.accelerator),
     ("chips", 0, "right", lambda s: count(s.chips)),
@@ -113,7 +121,7 @@ _FLEET: _Columns = (
     ("instances", 1, "right", lambda s: count(s.instances)),
     ("TTFT", 0, "right", lambda s: milliseconds(s.ttft_ms)),
     ("TPOT", 0, "right", lambda s: milliseconds(s.tpot_ms)),
-    ("batch", 2, "right", lambda s: count(s.running_batch)),
+    ("batch", 2, "right", lambda s: "-" if math.isnan(s.running_batch) else count(s.running_batch)),
     ("layout", 0, "left", layout_text),
     ("engine", 8, "left", lambda s: s.engine),
     ("formats", 9, "left", lambda s: f"{s.weight_precision}/{s.kv_precision}"),
@@ -147,8 +155,10 @@ def search_tables(result: SearchResult, width: int, today: date | None = None) -
     Returns:
         Three tables with the accelerators in the same order.
     """
+    has_measured = any(s.measured_usd_per_m_tokens is not None and s.basis != "measured" for s in result.by_accelerator)
+    cost = (*_COST[:4], *_MEASURED, *_COST[4:]) if has_measured else _COST
     parts = (
-        ("Cost, USD", _COST),
+        ("Cost, USD", cost),
         ("Fleet, times in ms", _FLEET),
         ("Prices, USD", _price_columns(today or date.today())),
     )
@@ -166,6 +176,15 @@ def search_summary(result: SearchResult) -> list[str]:
     best = result.best[0]
     offer = best.offer
     seller = " ".join(filter(None, (offer.provider, offer.instance_type)))
+    if best.basis == "measured":
+        return [
+            f"Cheapest measured: {best.accelerator} ({best.engine}, {best.weight_precision} weights): "
+            f"{usd(best.usd_per_m_tokens)} per 1M tokens ({usd(best.usd_per_m_output_tokens)} per 1M output tokens), "
+            f"{best.calibration}.",
+            f"Fleet: {count(best.chips)} chips, {count(best.output_tps)} tokens/s at {best.tps_per_user:,.1f} tokens/s/user, "
+            f"{usd(best.usd_per_hr)} per hour at {seller} ({offer.term}, {usd(offer.usd_per_chip_hr)} per chip-hour, as of "
+            f"{offer.as_of}).",
+        ]
     return [
         f"Cheapest: {best.accelerator} ({best.engine}, {best.weight_precision} weights, {best.kv_precision} KV), "
         f"{layout_text(best)}, batch {count(best.running_batch)}: {usd(best.usd_per_m_tokens)} per 1M tokens "
@@ -187,6 +206,7 @@ def search_notes(result: SearchResult, today: date | None = None) -> list[str]:
         f"prices ranked: {', '.join(result.ranked_terms)}",
         "assumed: " + "; ".join(f"{item.name} = {item.value} ({item.why})" for item in result.assumptions),
     ]
+    lines += measured_notes(result)
     marks = [price_mark(solution.offer.as_of, today or date.today()) for solution in result.by_accelerator]
     old = [
         f"{marks.count(mark)} {meaning}"
@@ -209,11 +229,44 @@ def search_notes(result: SearchResult, today: date | None = None) -> list[str]:
         - set(result.cannot_run)
     )
     if missing:
-        lines.append(f"cannot meet the limits or hold the model: {', '.join(missing)}")
+        is_measured = problem.get("scope", {}).get("basis") == "measured"
+        why = "not measured within the limits" if is_measured else "cannot meet the limits or hold the model"
+        lines.append(f"{why}: {', '.join(missing)}")
+    if result.problem.get("scope", {}).get("basis") == "measured":
+        return lines
     lines.append(
         f"{result.evaluated:,} configurations evaluated, {result.pruned:,} ruled out by bounds, "
         f"{result.feasible:,} feasible, {result.elapsed_s:.3f} s"
     )
+    return lines
+
+
+def measured_notes(result: SearchResult) -> list[str]:
+    """Which points each measured figure rests on."""
+    lines = []
+    for answer in result.measured:
+        points = " and ".join(
+            ", ".join(
+                filter(
+                    None,
+                    (
+                        point.layout or "layout not printed",
+                        f"concurrency {point.concurrency:g}" if point.concurrency else "",
+                        f"{point.tps_per_user:.0f} tokens/s/user",
+                    ),
+                )
+            )
+            for point in answer.between
+        )
+        source = " and ".join(
+            dict.fromkeys(" ".join(filter(None, (point.source, point.measured_on))) for point in answer.between)
+        )
+        stack = " ".join(filter(None, (answer.engine, answer.weight_precision, answer.mode, answer.speculative)))
+        lines.append(
+            f"measured {answer.accelerator}: {usd(answer.usd_per_m_tokens)} per 1M tokens, {stack}, "
+            f"{'between ' if answer.is_interpolated else ''}{points} ({source})"
+            + (f"; {answer.assumed}" if answer.assumed else "")
+        )
     return lines
 
 
