@@ -33,7 +33,7 @@ from tokenopt.catalog.refusals import (
     offer_refusal,
     price_source_refusal,
 )
-from tokenopt.errors import PluginError
+from tokenopt.errors import PluginError, TokenoptError
 from tokenopt.hookspecs import HOOK_API_VERSION, PROJECT, TokenoptSpecs
 from tokenopt.prices.merge import newest_offers
 from tokenopt.records import Accelerator, Deployer, Engine, Measurement, Model, Offer, PriceSource
@@ -443,6 +443,36 @@ def _within_time_limit(work: Callable[[], Any], what: str, limit_s: float) -> An
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+def guarded(work: Callable[[], Any], what: str, limit_s: float = TIME_LIMIT_S) -> Any:
+    """Runs a function that a plugin handed over; it can neither hang nor raise anything of its own.
+
+    Args:
+        work: The call.
+        what: What is done, for the message.
+        limit_s: Time limit, s.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        TokenoptError: One that `work` raised on purpose, as it is.
+        PluginError: It took longer than the limit, or raised anything else.
+    """
+    told: list[TokenoptError] = []
+
+    def call() -> Any:
+        try:
+            return work()
+        except TokenoptError as error:
+            told.append(error)
+            return None
+
+    answer = _within_time_limit(call, what, limit_s)
+    if told:
+        raise told[0]
+    return answer
 
 
 def _stop(thread: threading.Thread) -> None:

@@ -249,3 +249,78 @@ def test_a_plain_record_is_not_copied() -> None:
     offer = next(iter(load_plugins().offers))
     assert plain_record(offer) is offer
     assert plain_record(replace(offer, fabric_chips=8)).fabric_chips == 8
+
+
+CROWD = {
+    "raises-at-import": "raise RuntimeError('boom')",
+    "raises-in-a-hook": HEAD + "@hookimpl\ndef tokenopt_engines():\n    raise ValueError('bad day')\n",
+    "loops-for-ever": HEAD + "@hookimpl\ndef tokenopt_accelerators():\n    while True: pass\n",
+    "peak-is-nan": HEAD
+    + "@hookimpl\ndef tokenopt_accelerators():\n    return [chip(peak_flops={'bf16': float('nan')})]\n",
+    "claims-a-key": HEAD
+    + "@hookimpl\ndef tokenopt_accelerators():\n    return [chip(key='b200-sxm', hbm_bytes_per_s=9e16)]\n",
+    "wrong-type": HEAD
+    + "@hookimpl\ndef tokenopt_prices():\n    return [{'accelerator': 'b200-sxm', 'usd_per_chip_hr': 0.01}]\n",
+    "a-million-offers": HEAD + "@hookimpl\ndef tokenopt_prices():\n"
+    "    return (offer(accelerator='b200-sxm', usd_per_chip_hr=0.01) for _ in range(10**6))\n",
+    "from-the-future": "TOKENOPT_HOOK_API_VERSION = 2\n" + HEAD,
+    "breaks-imports": HEAD + "@hookimpl\ndef tokenopt_price_sources():\n    def no(*_): raise OSError('no')\n"
+    "    return [PriceSource('breaks-imports', 'd', no, no, no)]\n",
+}
+
+
+@pytest.fixture
+def crowd(fake_package: Callable[..., None], tmp_path: Path) -> dict[str, str]:
+    """Every hostile plugin at once, as an environment for processes."""
+    for name, source in CROWD.items():
+        fake_package(name, source)
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_a_crowd_of_hostile_plugins_changes_no_answer(
+    crowd: dict[str, str], tokenopt: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    command = ("search", "--model", "llama-3.1-8b", "--slo-ms", "50", "--target-tps", "1e5", "--format", "json")
+    # Processes start in the folder of the crowd; a safe path leaves it out.
+    alone, among = tokenopt(*command, env={"PYTHONSAFEPATH": "1"}), tokenopt(*command, env=crowd)
+    assert "warning" not in alone.stderr
+    assert alone.returncode == among.returncode == 0, among.stderr
+    expected, found = json.loads(alone.stdout), json.loads(among.stdout)
+    for answer in (expected, found):
+        answer.pop("elapsed_s")
+        answer.pop("notes")
+    assert found == expected
+    for name in CROWD:
+        assert (f"plugin {name} " in among.stderr) == (name != "breaks-imports"), name
+    strict = tokenopt(*command, "--strict", env=crowd)
+    assert (strict.returncode, strict.stdout) == (1, "")
+    assert "Traceback" not in strict.stderr + among.stderr
+
+
+def test_the_list_of_plugins_tells_each_and_can_fail(
+    crowd: dict[str, str], tokenopt: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    listed = tokenopt("plugins", "list", "--format", "json", env=crowd)
+    status = {plugin["name"]: plugin["status"] for plugin in json.loads(listed.stdout)["plugins"]}
+    assert {name: status[name] for name in CROWD} == {
+        name: "ok" if name == "breaks-imports" else "skipped" for name in CROWD
+    }
+    assert status["nvidia"] == "ok"
+    assert tokenopt("plugins", "list", "--strict", env=crowd).returncode == 1
+    assert tokenopt("plugins", "list", "--strict", env={"PYTHONSAFEPATH": "1"}).returncode == 0
+
+
+def test_a_source_that_raises_hides_no_other(
+    crowd: dict[str, str], tokenopt: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    from tests.prices.fake_api import fixture
+
+    env = {**crowd, "TOKENOPT_DATA_DIR": str(tmp_path / "data")}
+    file = tmp_path / "lambda.json"
+    file.write_bytes(fixture("lambda.json"))
+    imported = tokenopt("prices", "import", str(file), "--format", "json", env=env)
+    assert imported.returncode == 0, imported.stderr
+    assert json.loads(imported.stdout)["imports"][0]["offers"] == 3
+    update = tokenopt("prices", "update", "--source", "breaks-imports", env=env)
+    assert update.returncode == 1
+    assert "OSError: no" in " ".join(update.stdout.split())

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.prices.fake_api import Answer, FakeApi, Request, fixture
@@ -392,6 +396,128 @@ def test_a_source_that_raises_is_told(price_store: Path, update: Callable[..., S
     assert (result.status, result.change) == ("failed", None)
     assert "ZeroDivisionError: oops" in result.message
     assert read_offers(path=price_store) == []
+
+
+def test_a_source_that_hangs_is_left(
+    price_store: Path, update: Callable[..., SourceResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokenopt.prices import update as module
+
+    monkeypatch.setattr(module, "FETCH_LIMIT_S", 0.3)
+    monkeypatch.setattr(module, "PARSE_LIMIT_S", 0.3)
+
+    def forever(*_: Any) -> Any:
+        while True:
+            pass
+
+    for source in (_source(1, fetch=forever), replace(_source(1), parse=forever)):
+        result = update(source)
+        assert result.status == "failed"
+        assert "took longer than 0.3 s" in result.message
+    assert read_offers(path=price_store) == []
+
+
+def test_a_source_that_cannot_say_whether_it_is_ready_hides_no_other(price_sources: Sources) -> None:
+    def broken() -> bool:
+        raise OSError("no keyring")
+
+    chosen, others = choose_sources({**price_sources, "mine": replace(_source(1), needs="luck", is_ready=broken)}, ())
+    assert "azure" in {source.name for source in chosen}
+    (told,) = [result for result in others if result.name == "mine"]
+    assert told.status == "failed"
+    assert "no keyring" in told.message
+
+
+def test_records_of_foreign_classes_are_stored_plain(price_store: Path, update: Callable[..., SourceResult]) -> None:
+    class Loud(str):
+        def __str__(self) -> str:
+            raise RuntimeError("runs")
+
+    plain = _source(1).parse([], {}).offers[0]
+    odd = replace(plain, provider=Loud("'; DROP TABLE offers; --"), usd_per_chip_hr=np.float64(2.5))
+    result = update(
+        replace(_source(1), parse=lambda pages, rates: ParsedPrices([odd, "no offer", replace(plain, term="x")]))
+    )
+    assert result.status == "updated"
+    assert sum(result.skipped.values()) == 2
+    (stored,) = read_offers(path=price_store)
+    assert (type(stored.provider), stored.provider) == (str, "'; DROP TABLE offers; --")
+    assert (type(stored.usd_per_chip_hr), stored.usd_per_chip_hr) == (float, 2.5)
+
+
+class _Pricing:
+    """Stands in for boto3's client: answers of two pages for one type, nothing for the others."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+        self.asked: list[tuple[str, str]] = []
+
+    def get_products(self, **request: Any) -> dict[str, Any]:
+        if self.fails:
+            raise RuntimeError("AccessDenied")
+        assert request["ServiceCode"] == "AmazonEC2"
+        name = next(f["Value"] for f in request["Filters"] if f["Field"] == "instanceType")
+        self.asked.append((name, request.get("NextToken", "")))
+        if name != "p5.48xlarge":
+            return {"PriceList": []}
+        entries = json.loads(fixture("aws_query.json"))["PriceList"]
+        return (
+            {"PriceList": entries[:1], "NextToken": "2"} if "NextToken" not in request else {"PriceList": entries[1:]}
+        )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_query_api_through_boto3(
+    fails: bool,
+    price_sources: Sources,
+    price_store: Path,
+    update: Callable[..., SourceResult],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pricing = _Pricing(fails)
+    stand_in = ModuleType("boto3")
+    stand_in.client = lambda service, **options: pricing  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "boto3", stand_in)
+    result = update(price_sources["aws-query"])
+    if fails:
+        assert (result.status, read_offers(path=price_store)) == ("failed", [])
+        assert "AccessDenied" in result.message
+        return
+    assert result.status == "updated"
+    assert [token for name, token in pricing.asked if name == "p5.48xlarge"] == ["", "2"]
+    assert {offer.term for offer in read_offers(path=price_store)} == {"on-demand", "reserved-1y", "reserved-3y"}
+
+
+def test_optional_packages_are_asked_for(
+    price_sources: Sources, update: Callable[..., SourceResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package, name in (("boto3", "aws-query"), ("gpuhunt", "gpuhunt-online")):
+        monkeypatch.setitem(sys.modules, package, None)
+        result = update(price_sources[name])
+        assert result.status == "failed"
+        assert f"needs {package}: pip install" in result.message
+
+
+def test_gpuhunt_asks_its_live_providers(
+    price_sources: Sources, price_store: Path, update: Callable[..., SourceResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Item:
+        instance_name, location, price, gpu_count, gpu_name, gpu_memory = "8x MI300X", "us", 15.92, 8, "MI300X", 192.0
+        spot, gpu_vendor = False, "amd"
+
+    class Catalog:
+        def __init__(self, auto_reload: bool) -> None:
+            assert not auto_reload, "a reload would ask the network for everything"
+
+        def query(self, provider: list[str]) -> list[Item]:
+            return [Item()] if provider == ["hotaisle"] else []
+
+    stand_in = ModuleType("gpuhunt")
+    stand_in.Catalog = Catalog  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gpuhunt", stand_in)
+    assert update(price_sources["gpuhunt-online"]).status == "updated"
+    (offer,) = read_offers(path=price_store)
+    assert (offer.accelerator, offer.provider, offer.usd_per_chip_hr) == ("mi300x", "hotaisle", 1.99)
 
 
 def test_sources_without_credentials_are_left_out_unless_named(

@@ -24,7 +24,8 @@ def command(ctx: click.Context, debug: bool) -> None:  # noqa: ARG001
 @command.command("list")
 @click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table", show_default=True,
               help="Form of the answer.")  # fmt: skip
-def list_plugins(output_format: str = "table") -> None:
+@click.option("--strict", is_flag=True, help="Exit with 1 when any plugin is not ok.")
+def list_plugins(output_format: str = "table", strict: bool = False) -> None:
     """List plugins."""
     from tokenopt.plugins import load_plugins
     from tokenopt.report.tables import Column, listing_console, plain_table
@@ -33,6 +34,7 @@ def list_plugins(output_format: str = "table") -> None:
     registry.collect_all()
     if output_format == "json":
         click.echo(json.dumps({"schema": 1, "plugins": [asdict(status) for status in registry.plugins]}, indent=2))
+        _fail_if(strict and bool(registry.problems))
         return
     console = listing_console()
     columns: list[Column] = [
@@ -63,6 +65,12 @@ def list_plugins(output_format: str = "table") -> None:
     for status in registry.plugins:
         for note in status.notes:
             console.print(f"plugin {status.name}: {note}", soft_wrap=True)
+    _fail_if(strict and bool(registry.problems))
+
+
+def _fail_if(is_wrong: bool) -> None:
+    if is_wrong:
+        raise click.exceptions.Exit(ExitCode.ERROR)
 
 
 @command.command("show")

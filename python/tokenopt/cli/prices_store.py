@@ -244,8 +244,10 @@ def diff(
 @debug_option
 def sources(output_format: str, debug: bool) -> None:  # noqa: ARG001
     """List live sources and file formats, what each needs, and when it was last stored."""
+    from tokenopt.errors import PluginError
     from tokenopt.plugins import default_registry
     from tokenopt.prices.store import last_snapshots, store_path
+    from tokenopt.prices.update import is_ready
     from tokenopt.report.tables import age_text
 
     registry = default_registry()
@@ -256,13 +258,18 @@ def sources(output_format: str, debug: bool) -> None:  # noqa: ARG001
     for name in sorted(known.keys() | last.keys()):
         source, snapshot = known.get(name), last.get(name)
         is_live = source is not None and source.fetch is not None
-        is_ready = source is None or source.is_ready is None or source.is_ready()
+        needs = ""
+        if source is not None:
+            try:
+                needs = "" if is_ready(source) else source.needs
+            except PluginError as error:
+                needs = error.message
         rows.append(
             {
                 "name": name,
                 "kind": "live" if is_live else "file",
                 "description": source.description if source else "stored earlier",
-                "needs": source.needs if source and not is_ready else "",
+                "needs": needs,
                 "offers": snapshot.offers if snapshot else 0,
                 "last": snapshot.fetched_at if snapshot else "",
                 "skipped": dict(snapshot.skipped) if snapshot else {},

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from tokenopt.errors import PriceSourceError, TokenoptError
+from tokenopt.plugins import guarded
 from tokenopt.prices.sources import reasons, usable
 from tokenopt.prices.store import Change, NewSnapshot, write_snapshots
 from tokenopt.records import FileShape, Offer, PricePage, PriceSource
 
+PARSE_LIMIT_S = 600.0
 MAX_FILE_BYTES = 2 * 1024**3
 FILE_PREFIX = "file:"
 _WHOLE_BYTES = 64 * 1024**2
@@ -187,7 +189,7 @@ def _read(path: Path, provider: str) -> PricePage:
 
 def _recognise(page: PricePage, sources: Mapping[str, PriceSource]) -> str:
     shape = shape_of(page.name, page.content)
-    fitting = [name for name, source in sorted(sources.items()) if source.recognises(shape)]
+    fitting = [name for name, source in sorted(sources.items()) if _recognises(source, shape)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -197,6 +199,14 @@ def _recognise(page: PricePage, sources: Mapping[str, PriceSource]) -> str:
         f"{', '.join(sorted(shape.names)[:6]) or 'no names'}, ...): say which it is with --as-format, one of "
         f"{', '.join(sorted(sources))}"
     )
+
+
+def _recognises(source: PriceSource, shape: FileShape) -> bool:
+    """Whether a source knows the shape; one whose plugin fails to say does not, so that the others can."""
+    try:
+        return bool(guarded(lambda: source.recognises(shape), f"recognises of {source.name}"))
+    except TokenoptError:
+        return False
 
 
 def _import_group(
@@ -209,13 +219,10 @@ def _import_group(
 ) -> ImportResult:
     result = ImportResult(tuple(page.name for page in pages), source.name)
     try:
-        parsed = usable(source.parse(pages, rates))
+        parsed = guarded(lambda: usable(source.parse(pages, rates)), f"parsing {source.name}", PARSE_LIMIT_S)
     except TokenoptError as error:
+        # A plugin's own mistake is told like a file that cannot be read; the other files are still read.
         result.message = error.message
-        return result
-    except Exception as error:
-        # A plugin's own mistake; told with its kind, the other files are still read.
-        result.message = f"the plugin of {source.name} failed ({type(error).__name__}: {error})"
         return result
     result.skipped = parsed.skipped
     if not parsed.offers:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
+from tokenopt.catalog.plain import plain_record
 from tokenopt.errors import PriceSourceError
 from tokenopt.records import Confidence, Offer, ParsedPrices, PricePage, Source, Term
 
@@ -148,8 +149,11 @@ def usable(parsed: ParsedPrices) -> ParsedPrices:
         defect = offer_defect(offer)
         if defect:
             skipped[f"the source made {defect}"] += 1
-        else:
-            kept.append(offer)
+            continue
+        try:
+            kept.append(plain_record(offer))
+        except ValueError as error:
+            skipped[f"the source made an offer whose {error}"] += 1
     return ParsedPrices(tuple(kept), skipped)
 
 

@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from tokenopt.errors import PriceSourceError, StoreError, TokenoptError
+from tokenopt.errors import PluginError, PriceSourceError, StoreError, TokenoptError
+from tokenopt.plugins import guarded
 from tokenopt.prices.fetch import HttpFetcher
 from tokenopt.prices.sources import Unchanged, reasons, usable
 from tokenopt.prices.store import (
@@ -25,6 +26,9 @@ from tokenopt.records import PricePage, PriceSource
 
 Status = Literal["updated", "unchanged", "failed", "left out"]
 
+FETCH_LIMIT_S = 3600.0
+PARSE_LIMIT_S = 600.0
+"""A source that takes longer hangs; a bulk list of every region is some gigabytes."""
 LEAST_SHARE = 0.2
 """A source that suddenly offers less than this share of what it did has changed its form, not its prices."""
 LEAST_OFFERS = 20
@@ -66,7 +70,7 @@ def choose_sources(
         names: Those wanted; none = every one that can be fetched with the credentials that are there.
 
     Returns:
-        Sources, and a result for each that is left out for want of credentials.
+        Sources, and a result for each that is left out for want of credentials or cannot say whether it has them.
 
     Raises:
         PriceSourceError: A name is unknown, or of a format that is only read from files.
@@ -84,11 +88,25 @@ def choose_sources(
     left_out: list[SourceResult] = []
     for name in sorted(live):
         source = live[name]
-        if source.is_ready is None or source.is_ready():
+        try:
+            ready = is_ready(source)
+        except PluginError as error:
+            left_out.append(SourceResult(name, "failed", message=error.message))
+            continue
+        if ready:
             chosen.append(source)
         else:
             left_out.append(SourceResult(name, "left out", message=f"needs {source.needs}"))
     return chosen, left_out
+
+
+def is_ready(source: PriceSource) -> bool:
+    """Whether a source has the credentials it needs.
+
+    Raises:
+        PluginError: Its plugin cannot say.
+    """
+    return source.is_ready is None or bool(guarded(source.is_ready, f"is_ready of {source.name}"))
 
 
 def update_source(
@@ -125,8 +143,8 @@ def update_source(
     result = SourceResult(source.name, "failed")
     with fetcher(cached={} if full else cached_pages(source.name, path), on_page=on_page) as client:
         try:
-            pages = list(source.fetch(client, since))
-            parsed = usable(source.parse(pages, rates or {}))
+            pages = _fetch(source, client, since)
+            parsed = guarded(lambda: usable(source.parse(pages, rates or {})), f"parsing {source.name}", PARSE_LIMIT_S)
             result.skipped = parsed.skipped
             _refuse_drift(source.name, len(parsed.offers), last, parsed.skipped, accept_fewer)
             (result.change,) = write_snapshots(
@@ -141,14 +159,34 @@ def update_source(
             raise
         except TokenoptError as error:
             result.message = error.message
-        except Exception as error:
-            # A plugin's own mistake must not take the other sources down; it is told with its kind.
-            result.message = f"its plugin failed ({type(error).__name__}: {error})"
         finally:
             result.requests = client.statistics.requests
             result.retries = client.statistics.retries
             result.not_modified = client.statistics.not_modified
     return result
+
+
+def _fetch(source: PriceSource, client: HttpFetcher, since: datetime | None) -> list[PricePage]:
+    """All pages of a source.
+
+    Raises:
+        Unchanged: The source says that nothing is new.
+        TokenoptError: It cannot be fetched.
+    """
+    unchanged = False
+
+    def work() -> list[PricePage]:
+        nonlocal unchanged
+        try:
+            return list(source.fetch(client, since)) if source.fetch is not None else []
+        except Unchanged:
+            unchanged = True
+            return []
+
+    pages: list[PricePage] = guarded(work, f"fetching {source.name}", FETCH_LIMIT_S)
+    if unchanged:
+        raise Unchanged
+    return pages
 
 
 def _refuse_drift(
