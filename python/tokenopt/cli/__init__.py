@@ -27,6 +27,7 @@ COMMANDS = {
     "tco": "Work out what an owned chip costs per hour, term by term.",
     "measured": "Keep measured benchmarks: import, list, show, remove, export.",
     "plugins": "List plugins and what each contributes.",
+    "compare": "Set accelerators side by side: tokens, energy, memory for the money.",
     "lifecycle": "Spread training over served tokens: cost, break-even, net present value.",
     "roi": "Set token revenue against infrastructure cost.",
     "fleet": "Find the cheapest mix of offers for several workloads.",
