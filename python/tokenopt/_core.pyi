@@ -32,6 +32,12 @@ def tco(problem_json: str) -> str:
 def price(problem_json: str) -> str:
     """Prices replicas whose throughput is known; see `PricingProblem` and `PricedFleet` in the core."""
 
+def chip_hour(question_json: str) -> str:
+    """What a chip-hour buys; see `ChipHour` in the core."""
+
+def odds(problem_json: str) -> str:
+    """Chances of being the cheapest; see `OddsProblem` and `Odds` in the core."""
+
 class ServingRows:
     """Operating points compiled once, predicted many times."""
 

@@ -6,7 +6,6 @@ GIB = 2**30
 GB = 1e9
 TB = 1e12
 TERA = 1e12
-PETA = 1e15
 GBIT_BYTES = 1e9 / 8
 MS_PER_S = 1e3
 MILLION = 1e6

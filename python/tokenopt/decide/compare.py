@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from tokenopt.decide.finance import check
 from tokenopt.errors import InfeasibleError, SpecError
 from tokenopt.plugins import PluginRegistry, default_registry
-from tokenopt.problem import build_problem
+from tokenopt.problem import DEFAULT_PUE, build_problem, core_accelerator
 from tokenopt.request import SearchRequest
 from tokenopt.serve import Interval, Solution, run
-from tokenopt.units import GB, MILLION, PETA, TB
+from tokenopt.units import MILLION
 
 DEFAULT_INTERACTIVITIES = (20.0, 50.0, 100.0)
 J_PER_KWH = 3.6e6
@@ -206,8 +207,11 @@ def _rows(interactivity: float, found: Sequence[Solution]) -> list[ComparisonRow
 
 
 def _money(solution: Solution, registry: PluginRegistry) -> HardwareMoney:
+    from tokenopt import _core
+
     chip = registry.accelerators[solution.accelerator]
     usd = solution.offer.usd_per_chip_hr
+    question = {"accelerator": core_accelerator(chip, DEFAULT_PUE), "usd_per_chip_hr": usd}
     return HardwareMoney(
         accelerator=chip.key,
         vendor=chip.vendor,
@@ -215,7 +219,5 @@ def _money(solution: Solution, registry: PluginRegistry) -> HardwareMoney:
         provider=solution.offer.provider,
         term=solution.offer.term,
         as_of=solution.offer.as_of,
-        usd_per_gb_hr=usd / (chip.hbm_bytes / GB),
-        usd_per_tb_per_s_hr=usd / (chip.hbm_bytes_per_s / TB),
-        usd_per_pflop_hr={name: usd / (peak / PETA) for name, peak in chip.peak_flops.items()},
+        **json.loads(_core.chip_hour(json.dumps(question))),
     )

@@ -12,6 +12,7 @@ pub mod explain;
 pub mod format;
 pub mod model;
 pub mod money;
+pub mod odds;
 pub mod ops;
 pub mod parameters;
 pub mod posttraining;

@@ -1,5 +1,7 @@
 //! Prices of operation that is known, measured for instance: the fleet and the money of the search, without its model.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::accelerator::Accelerator;
@@ -134,6 +136,60 @@ impl PricingProblem {
             usd_per_request: costs.usd_per_request,
             kwh_per_m_tokens: kwh_per_m_output * osl / (isl + osl),
         })
+    }
+}
+
+/// What an hour of a chip buys, whatever runs on it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ChipHour {
+    /// USD per GB (10^9 bytes) of memory and hour.
+    pub usd_per_gb_hr: f64,
+    /// USD per TB/s of memory bandwidth and hour.
+    pub usd_per_tb_per_s_hr: f64,
+    /// USD per dense PFLOP/s and hour, by number format.
+    pub usd_per_pflop_hr: BTreeMap<&'static str, f64>,
+}
+
+impl ChipHour {
+    /// Spreads `usd_per_chip_hr` over memory, bandwidth and arithmetic of the chip, each alone.
+    #[must_use]
+    pub fn new(accelerator: &Accelerator, usd_per_chip_hr: f64) -> Self {
+        const GB: f64 = 1e9;
+        const TB: f64 = 1e12;
+        const PETA: f64 = 1e15;
+        let peaks = accelerator.peak_flops;
+        let formats = [
+            ("bf16", Some(peaks.bf16)),
+            ("fp8", peaks.fp8),
+            ("int8", peaks.int8),
+            ("fp4", peaks.fp4),
+        ];
+        Self {
+            usd_per_gb_hr: usd_per_chip_hr / (accelerator.hbm_bytes / GB),
+            usd_per_tb_per_s_hr: usd_per_chip_hr / (accelerator.hbm_bytes_per_s / TB),
+            usd_per_pflop_hr: formats
+                .into_iter()
+                .filter_map(|(name, peak)| Some((name, usd_per_chip_hr / (peak? / PETA))))
+                .collect(),
+        }
+    }
+
+    /// Reads an accelerator and its price from JSON (`{"accelerator": …, "usd_per_chip_hr": …}`).
+    ///
+    /// # Errors
+    /// [`CoreError`] naming what cannot be used.
+    pub fn from_json(text: &str) -> Result<Self, CoreError> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Question {
+            accelerator: Accelerator,
+            usd_per_chip_hr: f64,
+        }
+        let question: Question =
+            serde_json::from_str(text).map_err(|error| CoreError::Unreadable(error.to_string()))?;
+        question.accelerator.validate()?;
+        require_positive("usd_per_chip_hr", question.usd_per_chip_hr)?;
+        Ok(Self::new(&question.accelerator, question.usd_per_chip_hr))
     }
 }
 

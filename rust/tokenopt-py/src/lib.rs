@@ -20,6 +20,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<serving::ServingRows>()?;
     module.add_function(wrap_pyfunction!(money::tco, module)?)?;
     module.add_function(wrap_pyfunction!(money::price, module)?)?;
+    module.add_function(wrap_pyfunction!(money::chip_hour, module)?)?;
+    module.add_function(wrap_pyfunction!(money::odds, module)?)?;
     module.add_function(wrap_pyfunction!(training::train, module)?)?;
     module.add_function(wrap_pyfunction!(posttraining::posttrain, module)?)?;
     module.add_function(wrap_pyfunction!(training::training_parameters, module)?)?;

@@ -252,15 +252,19 @@ impl Random {
         -self.uniform().ln()
     }
 
+    /// Standard normal (Box and Muller).
+    pub fn normal(&mut self) -> f64 {
+        let angle = std::f64::consts::TAU * self.uniform();
+        (2.0 * self.exponential()).sqrt() * angle.cos()
+    }
+
     /// Log-normal with mean 1 and the given standard deviation.
     pub fn lognormal(&mut self, cv: f64) -> f64 {
         if cv <= 0.0 {
             return 1.0;
         }
         let variance = (cv * cv).ln_1p();
-        let angle = std::f64::consts::TAU * self.uniform();
-        let normal = (2.0 * self.exponential()).sqrt() * angle.cos();
-        (variance.sqrt() * normal - 0.5 * variance).exp()
+        (variance.sqrt() * self.normal() - 0.5 * variance).exp()
     }
 }
 
