@@ -7,6 +7,7 @@ import difflib
 import os
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 from blocks import ROOT, block_names, replace_block, write_atomically
 
-FILES = ("README.md", "docs/cli.md")
+FILES = ("README.md", "docs/cli.md", "docs/claims.md")
 STABLE = ("cli help", "trust")
 """Parts that `--check` compares; answers depend on the day and on the machine."""
 
@@ -98,7 +99,17 @@ def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counter.most_common())
 
 
-PARTS = {"cli help": cli_help, "answer": answer, "trust": trust}
+def claims() -> str:
+    """Published claims, checked; without what the user has measured."""
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["TOKENOPT_DATA_DIR"] = empty
+        try:
+            return run("claims", "--format", "markdown")
+        finally:
+            del os.environ["TOKENOPT_DATA_DIR"]
+
+
+PARTS = {"claims": claims, "cli help": cli_help, "answer": answer, "trust": trust}
 
 
 def bundled_plugins() -> list[str]:

@@ -26,6 +26,7 @@ COMMANDS = {
     "prices": "List offers with their age and source; update, import, history, diff.",
     "tco": "Work out what an owned chip costs per hour, term by term.",
     "measured": "Keep measured benchmarks: import, list, show, remove, export.",
+    "claims": "Check published claims against measurements and the model.",
     "plugins": "List plugins and what each contributes.",
     "compare": "Set accelerators side by side: tokens, energy, memory for the money.",
     "lifecycle": "Spread training over served tokens: cost, break-even, net present value.",
