@@ -437,8 +437,12 @@ def _check_progress(claim: _Claim) -> ClaimResult:
             Finding(f"at {interactivity:g} tokens/s/user", "times", None, progress, None,
                     f"{slow:,.0f} tokens/s per chip on {first}, {fast:,.0f} on {last}")
         )  # fmt: skip
-    verdict = _verdict(best, float(claim["claimed"]), claim["tolerance"])
+    begin, end = claim["window"]
+    is_covered = len([day for day in by_day if begin <= day <= end]) > 1
+    verdict = _verdict(best, float(claim["claimed"]), claim["tolerance"]) if is_covered else UNKNOWN
     why = f"Measured progress: {'; '.join(told)}." if told else "No two dated sweeps overlap."
+    if not is_covered:
+        why = f"No two sweeps are dated {begin} to {end}. {why}"
     return _result(claim, "times", best, None, verdict, why, findings)
 
 
@@ -446,7 +450,7 @@ def _check_revenue(claim: _Claim) -> ClaimResult:
     """Token revenue of an investment: the price per token that the claim implies, and what is left of it as measured."""
     side = claim.sides[0]
     isl, osl = claim.lengths()
-    hours = claim["years"] * _HOURS_PER_YEAR
+    hours = float(claim["years"]) * _HOURS_PER_YEAR
     interactivity = claim["interactivities"][0]
 
     def tokens_m(rate: float) -> float:
