@@ -29,6 +29,7 @@ class Explanation:
         prompt: Times of one prompt: attention core, alone, one more in shared chunks (ms), and its chunks.
         memory: Bytes on the fullest chip: weights, one request, plannable, activations per token.
         capacity_requests: Requests whose full cache fits on a rank.
+        speculation: The same batch with and without speculative decoding, and the speed-up; None without.
         counts: Parameter counts of the model.
         parameters: Calibrated parameters used, with unit, bounds, meaning and `origin` (what set the value).
         calibration: Name, basis, date and source of the calibration.
@@ -41,6 +42,7 @@ class Explanation:
     prompt: Mapping[str, float]
     memory: Mapping[str, float]
     capacity_requests: float
+    speculation: Mapping[str, Any] | None
     counts: Mapping[str, float]
     parameters: Sequence[Mapping[str, Any]]
     calibration: Mapping[str, str]
@@ -86,7 +88,8 @@ def explain(
     fixed: dict[str, Any] = {name: (value,) for name, value in (layout or {}).items() if value is not None}
     if chunk_tokens is not None:
         fixed["chunk_tokens"] = (chunk_tokens,)
-    problem = compile_request(replace(request, **fixed), registry)
+    # A replica is broken down: the workers of a disaggregated fleet are replicas that do one thing only.
+    problem = compile_request(replace(request, mode="agg", **fixed), registry)
     chips = [chip["key"] for chip in problem.core["accelerators"]]
     if len(chips) != 1:
         raise SpecError(f"explain takes one accelerator, {len(chips)} are in scope", ["name one with --hardware KEY"])
@@ -113,6 +116,7 @@ def explain(
         },
         memory=answer["memory"],
         capacity_requests=answer["capacity_requests"],
+        speculation=answer["speculation"],
         counts=answer["counts"],
         parameters=[
             {**parameter, "origin": _origin(origins[parameter["name"]], parameter)}
@@ -167,7 +171,9 @@ def best_point(problem: CompiledProblem, registry: PluginRegistry, batch: int | 
     """The point to break down: the best that a search finds within what the user fixed."""
     if batch is not None:
         # The batch is given, so the limits decide nothing: look for the best layout without them.
-        unlimited = {**problem.core, "limits": {}, "space": {**problem.core["space"], "max_batch": batch}}
+        stacks = [{**stack, "max_batch": None} for stack in problem.core["stacks"]]
+        space = {**problem.core["space"], "max_batch": batch}
+        unlimited = {**problem.core, "limits": {}, "space": space, "stacks": stacks}
         problem = replace(problem, core=unlimited)
     best = run(problem, registry).best[0]
     return {
@@ -183,4 +189,5 @@ def best_point(problem: CompiledProblem, registry: PluginRegistry, batch: int | 
         "attn_dp": best.layout.attn_dp,
         "chunk_tokens": best.chunk_tokens,
         "batch": batch or best.batch_per_rank,
+        "depth": best.speculation.depth if best.speculation else 0,
     }

@@ -179,6 +179,8 @@ def build_problem(
             + (f" under {request.engine}" if request.engine else ""),
             ["`tokenopt hardware KEY` lists the engines of an accelerator and their formats"],
         )
+    speculation = _speculation(request, model, registry)
+    sites: dict[tuple[str, str], int] = {}
     core = {
         "model": dict(model.architecture),
         "workload": {"isl": request.isl, "osl": request.osl, "prefix_hit": request.prefix_hit},
@@ -189,11 +191,15 @@ def build_problem(
             "min_tps_per_user": request.min_interactivity,
             "max_chips": request.max_chips,
         },
+        "disagg": _disagg(request, priced),
+        "speculation": speculation,
         "demand": {"output_tps": target_output_tps(request), "utilization": request.utilization},
-        "accelerators": [core_accelerator(chip, request.pue, by_accelerator.get(chip.key, [])) for chip in priced],
+        "accelerators": [
+            core_accelerator(chip, request.pue, by_accelerator.get(chip.key, []), sites) for chip in priced
+        ],
         "stacks": core_stacks,
         "space": {
-            "max_batch": request.max_batch,
+            "max_batch": request.max_batch or DEFAULT_MAX_BATCH,
             **{
                 name: list(values)
                 for name in ("tp", "pp", "ep", "attn_dp", "chunk_tokens")
@@ -212,7 +218,7 @@ def build_problem(
         stacks=stacks,
         offers=selection.offers,
         ranked_terms=ranked_terms,
-        assumptions=_assumptions(request, model, priced, calibration, dequantised),
+        assumptions=_assumptions(request, model, priced, calibration, dequantised, speculation, core_stacks),
         without_price=without_price,
         doubtful_prices=selection.doubtful,
         cannot_run=cannot_run,
@@ -221,8 +227,21 @@ def build_problem(
     )
 
 
-def core_accelerator(chip: Accelerator, pue: float, offers: Sequence[tuple[int, Offer]] = ()) -> dict[str, Any]:
-    """An accelerator in the core's shape; `offers` are pairs of index and offer."""
+def core_accelerator(
+    chip: Accelerator,
+    pue: float,
+    offers: Sequence[tuple[int, Offer]] = (),
+    sites: dict[tuple[str, str], int] | None = None,
+) -> dict[str, Any]:
+    """An accelerator in the core's shape.
+
+    Args:
+        chip: The accelerator.
+        pue: Facility power over IT power.
+        offers: Pairs of index and offer.
+        sites: Numbers of providers and regions, shared by all accelerators of a problem; extended here.
+    """
+    sites = {} if sites is None else sites
     return {
         "key": chip.key,
         "hbm_bytes": chip.hbm_bytes,
@@ -246,10 +265,84 @@ def core_accelerator(chip: Accelerator, pue: float, offers: Sequence[tuple[int, 
                 "minimum_instances": offer.minimum_instances,
                 **({"fabric_chips": offer.fabric_chips} if offer.fabric_chips else {}),
                 **({"may_be_withdrawn": True} if offer.term in UNSURE_TERMS else {}),
+                **({"site": sites.setdefault(place, len(sites))} if (place := _place(offer)) else {}),
             }
             for index, offer in offers
         ],
     }
+
+
+def _place(offer: Offer) -> tuple[str, str] | None:
+    """Where an offer's chips stand; None = anywhere, as for a quote of the user's own."""
+    if offer.source.reference == "--price" or offer.term == "owned":
+        return None
+    return (offer.provider, "" if offer.region in _ANYWHERE else offer.region)
+
+
+def _disagg(request: SearchRequest, chips: Sequence[Accelerator]) -> dict[str, Any]:
+    """Modes and pools in the core's shape."""
+    keys = [chip.key for chip in chips]
+    pools = {}
+    for name in ("prefill", "decode"):
+        patterns = getattr(request, f"{name}_hardware")
+        if patterns:
+            wanted = {key for pattern in patterns for key in fnmatch.filter(keys, pattern.lower())}
+            if not wanted:
+                raise MissingDataError(
+                    f"no price is known for {name} hardware {', '.join(patterns)}",
+                    [f"--price {patterns[0]}=USD ranks your own quote"],
+                )
+            pools[f"{name}_accelerators"] = [index for index, key in enumerate(keys) if key in wanted]
+    return {
+        "mode": request.mode,
+        "is_mixed": request.mixed_hardware or bool(pools),
+        "transfer_overlap": request.kv_overlap,
+        **pools,
+    }
+
+
+def _speculation(request: SearchRequest, model: Model, registry: PluginRegistry) -> dict[str, Any] | None:
+    """Speculative decoding in the core's shape; None where there is none to try."""
+    has_head = bool(model.architecture.get("mtp_layers"))
+    if request.spec in ("off", 0) or (request.spec == "auto" and not has_head and request.draft_model is None):
+        if request.acceptance is not None:
+            raise SpecError(
+                f"acceptance is {request.acceptance:g}, but {model.key} has no multi-token-prediction head to draft with",
+                ["--draft-model names a model to draft with"],
+            )
+        return None
+    if request.draft_model is None and not has_head:
+        raise SpecError(
+            f"spec is {request.spec}, but {model.key} has no multi-token-prediction head to draft with",
+            ["--draft-model names a model to draft with"],
+        )
+    speculation: dict[str, Any] = {
+        "depths": list(AUTO_DEPTHS) if request.spec == "auto" else [request.spec],
+        "acceptance": DEFAULT_ACCEPTANCE if request.acceptance is None else request.acceptance,
+    }
+    if request.accepted_tokens is not None:
+        speculation["accepted_tokens"] = request.accepted_tokens
+    if request.draft_model is not None:
+        draft = resolve_model(request.draft_model, registry.models)
+        if draft.architecture["vocab"] != model.architecture["vocab"]:
+            raise SpecError(
+                f"draft model {draft.key} has {draft.architecture['vocab']:,} vocabulary entries and {model.key} "
+                f"{model.architecture['vocab']:,}: a draft must use the same tokens"
+            )
+        speculation["draft"] = {
+            "model": dict(draft.architecture),
+            "weights": weight_formats(draft.architecture, native_precision(draft.architecture)),
+        }
+    return speculation
+
+
+DEFAULT_MAX_BATCH = 4096
+"""Most requests that are tried on an attention rank where the engine states no limit of its own."""
+AUTO_DEPTHS = (0, 1, 2, 3)
+"""Tokens drafted per step that are tried."""
+DEFAULT_ACCEPTANCE = 0.62
+"""Chance that a drafted token is accepted: 2.24 output tokens a step with three drafted ones. Serving runs of
+DeepSeek-R1 with its multi-token-prediction head and three drafted tokens gain 2.1 to 2.4."""
 
 
 def select_accelerators(request: Scope, registry: PluginRegistry) -> list[Accelerator]:
@@ -267,9 +360,17 @@ def select_accelerators(request: Scope, registry: PluginRegistry) -> list[Accele
             raise SpecError(
                 f"vendor {vendor!r} is not known", near_keys(vendor, vendors) or [f"known: {', '.join(vendors)}"]
             )
-    chosen = _match(request.hardware, sorted(known), "hardware")
+    patterns = tuple(request.hardware)
+    # Only serving has pools.
+    pools = (tuple(getattr(request, "prefill_hardware", ())), tuple(getattr(request, "decode_hardware", ())))
+    if patterns or all(pools):
+        # A pool's accelerators are in scope beside those named for all; alone when both pools are named.
+        patterns = (*patterns, *pools[0], *pools[1])
+    for what, pool in zip(("prefill hardware", "decode hardware"), pools, strict=True):
+        _match(pool, sorted(known), what)
+    chosen = _match(patterns, sorted(known), "hardware")
     wanted_vendors = {vendor.lower() for vendor in request.vendor} or set(vendors)
-    named = {pattern.lower() for pattern in request.hardware}
+    named = {pattern.lower() for pattern in (*request.hardware, *pools[0], *pools[1])}
     accelerators = [
         known[key]
         for key in chosen
@@ -487,6 +588,7 @@ def _stacks(
     stacks: list[dict[str, Any]] = []
     cannot_run: list[str] = []
     dequantised: list[str] = []
+    groups: dict[tuple[str, str], int] = {}
     wanted = [request.precision] if request.precision else offered_weight_precisions(model.architecture)
     published = [
         (precision_label(model.architecture, precision), weight_formats(model.architecture, precision))
@@ -524,6 +626,8 @@ def _stacks(
                             "weights": formats,
                             "kv_precision": "nvfp4" if kv_precision == "fp4" else kv_precision,
                             "parameters": parameters,
+                            "max_batch": None if request.max_batch else engine.max_batch,
+                            "cache_group": groups.setdefault((engine.vendor, engine.name), len(groups)),
                         }
                     )
         if len(stacks) == before:
@@ -561,6 +665,8 @@ def _assumptions(
     accelerators: Sequence[Accelerator],
     calibration: Calibration,
     dequantised: Sequence[str],
+    speculation: Mapping[str, Any] | None,
+    stacks: Sequence[Mapping[str, Any]],
 ) -> list[Assumption]:
     defaults = SearchRequest()
     found: list[Assumption] = []
@@ -589,8 +695,16 @@ def _assumptions(
     if quoted:
         units = ", ".join(f"{chip.chips_per_node} x {chip.key}" for chip in quoted)
         assume("unit of your quote", units, "--price gives no unit: whole nodes")
-    if request.max_batch == defaults.max_batch:
-        assume("max-batch", request.max_batch, "most requests decoding at once on an attention rank")
+    if request.max_batch is None:
+        own = sorted({(stack["label"].partition("@")[0], stack["max_batch"]) for stack in stacks if stack["max_batch"]})
+        limits = [f"{name} {most:,}" for name, most in own]
+        if any(not stack["max_batch"] for stack in stacks):
+            limits.append(f"{DEFAULT_MAX_BATCH:,} where the engine states none")
+        assume("max-batch", ", ".join(limits), "most requests at once on an attention rank (--max-batch)")
+    if speculation and request.acceptance is None and request.accepted_tokens is None:
+        assume("acceptance", speculation["acceptance"], "of drafted tokens; depends on your prompts (--acceptance)")
+    if request.mode != "agg" and not request.kv_overlap:
+        assume("kv-overlap", 0, "caches are sent after the prefill of the last layer (--kv-overlap)")
     if request.precision is None and len(offered_weight_precisions(model.architecture)) > 1:
         others = ", ".join(offered_weight_precisions(model.architecture)[1:])
         assume(

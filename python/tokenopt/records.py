@@ -124,6 +124,7 @@ class Engine:
         kv_formats: KV-cache formats it serves.
         parameters: Overrides of the global physical parameters (see `tokenopt.catalog.engines`), by name.
         source: Where the parameters come from.
+        max_batch: Most requests that it runs at once on an attention rank unless told otherwise; None = no such limit.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Engine:
     source: Source
     kind: Literal["serving", "training"] = "serving"
     parameters: Mapping[str, float] = field(default_factory=dict)
+    max_batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from tokenopt.fields import whole as _whole
 from tokenopt.records import KV_FORMATS, Term
 
 Objective = Literal["cost", "energy", "throughput"]
+Mode = Literal["auto", "agg", "disagg"]
 
 DEFAULT_MODEL = "gpt-oss-120b"
 DEFAULT_ISL = 1024
@@ -38,6 +39,8 @@ _MAX_MS = 1e7
 _MAX_TPS = 1e12
 _MAX_CHIPS = 10**9
 _MAX_DEGREE = 1 << 20
+MOST_DRAFTED = 16
+"""Longest draft that is accepted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +79,16 @@ class SearchRequest:
         exhaustive: Evaluate everything.
         pue: Facility power over IT power.
         threads: Threads of the core; 0 = all.
-        max_batch: Largest running batch of an attention rank.
+        max_batch: Largest running batch of an attention rank; None = what the engine allows by default.
+        mode: `agg` (prefill and decode on the same chips), `disagg` (in pools of their own) or `auto` (both).
+        prefill_hardware, decode_hardware: Globs on accelerator keys that may prefill and decode; they allow pools on
+            different accelerators.
+        mixed_hardware: Let the pools of a fleet sit on different accelerators.
+        kv_overlap: Share of the cache transfer that hides behind the prefill.
+        spec: Speculative decoding: `off`, `auto`, or the number of tokens drafted per step.
+        acceptance: Chance that a drafted token is accepted when those before it were.
+        accepted_tokens: Mean output tokens of a request in a step of `spec` drafted tokens; instead of `acceptance`.
+        draft_model: Draft model; the model's own multi-token-prediction head by default.
         tp, pp, ep, attn_dp, chunk_tokens: Restrict the layout space.
         basis: What the answer rests on: the model (`calibrated`), measured points (`measured`), or the model with what was
             measured beside it (`both`).
@@ -113,7 +125,16 @@ class SearchRequest:
     exhaustive: bool = False
     pue: float = DEFAULT_PUE
     threads: int = 0
-    max_batch: int = 4096
+    max_batch: int | None = None
+    mode: str = "auto"
+    prefill_hardware: Sequence[str] = ()
+    decode_hardware: Sequence[str] = ()
+    mixed_hardware: bool = False
+    kv_overlap: float = 0.0
+    spec: str | int = "auto"
+    acceptance: float | None = None
+    accepted_tokens: float | None = None
+    draft_model: str | None = None
     tp: Sequence[int] = ()
     pp: Sequence[int] = ()
     ep: Sequence[int] = ()
@@ -147,30 +168,46 @@ def _typed(request: SearchRequest) -> dict[str, Any]:
     fields["tco"] = _owners_inputs(request.tco)
     fields["objective"] = _text("objective", request.objective)
     fields["basis"] = _text("basis", request.basis)
-    for name in ("engine", "term", "precision", "kv_precision"):
+    fields["mode"] = _text("mode", request.mode)
+    fields["spec"] = _spec(request.spec)
+    for name in ("engine", "term", "precision", "kv_precision", "draft_model"):
         value = getattr(request, name)
         fields[name] = None if value is None else _text(name, value)
-    for name in ("hardware", "vendor", "provider", "region"):
+    for name in ("hardware", "vendor", "provider", "region", "prefill_hardware", "decode_hardware"):
         value = getattr(request, name)
         fields[name] = tuple(_text(name, item) for item in ([value] if isinstance(value, str) else _items(name, value)))
-    for name in ("isl", "osl", "prefix_hit", "utilization", "pue"):
+    for name in ("isl", "osl", "prefix_hit", "utilization", "pue", "kv_overlap"):
         fields[name] = _number(name, getattr(request, name))
-    for name in ("slo_ms", "tpot_ms", "ttft_ms", "e2e_ms", "min_interactivity", "target_tps", "target_rps"):
+    for name in (
+        "slo_ms", "tpot_ms", "ttft_ms", "e2e_ms", "min_interactivity", "target_tps", "target_rps", "acceptance",
+        "accepted_tokens",
+    ):  # fmt: skip
         value = getattr(request, name)
         fields[name] = None if value is None else _number(name, value)
-    for name in ("top", "threads", "max_batch"):
+    for name in ("top", "threads"):
         fields[name] = _whole(name, getattr(request, name))
-    for name in ("max_chips", "prices_max_age"):
+    for name in ("max_batch", "max_chips", "prices_max_age"):
         value = getattr(request, name)
         fields[name] = None if value is None else _whole(name, value)
     for name in ("tp", "pp", "ep", "attn_dp", "chunk_tokens"):
         value = getattr(request, name)
         items = [value] if isinstance(value, numbers.Real) else _items(name, value)
         fields[name] = tuple(_whole(name, item) for item in items)
-    for name in ("spot", "announced", "exhaustive"):
+    for name in ("spot", "announced", "exhaustive", "mixed_hardware"):
         if not isinstance(getattr(request, name), bool):
             raise SpecError(f"{name} is {getattr(request, name)!r}, expected True or False")
     return fields
+
+
+def _spec(value: object) -> str | int:
+    text = value.strip() if isinstance(value, str) else value
+    if text in ("off", "auto"):
+        return str(text)
+    if isinstance(text, str) and text.isascii() and text.isdigit():
+        text = int(text)
+    if isinstance(text, numbers.Integral) and not isinstance(text, bool) and 0 <= int(text) <= MOST_DRAFTED:
+        return int(text)
+    raise SpecError(f"spec is {value!r}, expected off, auto or the tokens drafted per step, 1 to {MOST_DRAFTED}")
 
 
 def _check_ranges(request: SearchRequest) -> None:
@@ -192,6 +229,10 @@ def _check_ranges(request: SearchRequest) -> None:
         raise SpecError(f"pue is {request.pue:g}, expected at least 1 (facility power over IT power)")
     if not 0.0 <= request.prefix_hit <= 1.0:
         raise SpecError(f"prefix_hit is {request.prefix_hit:g}, expected a share from 0 to 1")
+    for name in ("kv_overlap", "acceptance"):
+        value = getattr(request, name)
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise SpecError(f"{name} is {value:g}, expected a share from 0 to 1")
     for name, least, limit in (
         ("top", 1, 1000), ("threads", 0, 4096), ("max_batch", 1, 1 << 20), ("max_chips", 1, _MAX_CHIPS),
         ("prices_max_age", 0, 100_000),
@@ -210,6 +251,7 @@ def _check_choices(request: SearchRequest) -> None:
         ("objective", get_args(Objective)),
         ("basis", BASES),
         ("term", (None, *get_args(Term))),
+        ("mode", get_args(Mode)),
         ("kv_precision", (None, *KV_FORMATS, "nvfp4")),
     ):
         value = getattr(request, name)
@@ -229,9 +271,33 @@ def _check_agreement(request: SearchRequest) -> None:
             )
     if request.tco and request.term != "owned":
         raise SpecError("tco sets the owner's cost, which is ranked with term owned alone: add --term owned")
+    pools = [name for name in ("prefill_hardware", "decode_hardware") if getattr(request, name)]
+    pools += ["mixed_hardware"] if request.mixed_hardware else []
+    if request.mode == "agg" and pools:
+        raise SpecError(f"mode agg has no pools, but {pools[0]} describes one: use mode auto or disagg")
+    if request.mode == "disagg" and request.osl < 2:
+        raise SpecError(f"osl is {request.osl:g}: a disaggregated fleet needs at least 2 output tokens to decode any")
+    _check_speculation(request)
     if request.spot and request.term is not None and request.term not in UNSURE_TERMS:
         raise SpecError(
             f"spot adds spot and marketplace prices, but term asks for {request.term} alone: give one of them"
+        )
+
+
+def _check_speculation(request: SearchRequest) -> None:
+    given = [name for name in ("acceptance", "accepted_tokens", "draft_model") if getattr(request, name) is not None]
+    if request.spec in ("off", 0) and given:
+        raise SpecError(f"spec is off, but {given[0]} describes speculative decoding: give one of them")
+    if request.accepted_tokens is None:
+        return
+    if request.acceptance is not None:
+        raise SpecError("acceptance and accepted_tokens both say how much is accepted: give one of them")
+    if not isinstance(request.spec, int):
+        raise SpecError("accepted_tokens needs the number of drafted tokens: give spec as a number")
+    if not 1.0 <= request.accepted_tokens <= request.spec + 1:
+        raise SpecError(
+            f"accepted_tokens is {request.accepted_tokens:g}, expected 1 to {request.spec + 1} "
+            f"with {request.spec} drafted tokens"
         )
 
 

@@ -41,14 +41,86 @@ class OfferAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Pool:
+    """One pool of a disaggregated fleet: equal workers that only prefill or only decode.
+
+    Attributes:
+        accelerator, vendor, engine, weight_precision, kv_precision: What a worker runs.
+        offer: Its price.
+        tp, pp, ep, attn_dp: Layout of a worker.
+        workers: Workers.
+        chips_per_worker: Chips of a worker.
+        requests_per_s: Requests/s of a worker at the load that the limits allow.
+        utilization: Share of the time that a worker is busy.
+    """
+
+    accelerator: str
+    vendor: str
+    engine: str
+    weight_precision: str
+    kv_precision: str
+    offer: OfferAnswer
+    tp: int
+    pp: int
+    ep: int
+    attn_dp: int
+    workers: int
+    chips_per_worker: int
+    requests_per_s: float
+    utilization: float
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
-    """Parallel layout of a replica."""
+    """Parallel layout of a replica; of a disaggregated fleet that of a decode worker, with both pools beside it."""
 
     mode: str
     tp: int
     pp: int
     ep: int
     attn_dp: int
+    prefill: Pool | None = None
+    decode: Pool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """From prefill to decode in a disaggregated fleet.
+
+    Times are the parts of the time to first token, ms; `cache_gb` is the cache of a prompt, `link_gb_per_s` the achieved
+    rate of one chip's link, and `over_fabric` says whether that is the fast fabric.
+    """
+
+    queue_ms: float
+    prefill_ms: float
+    transfer_ms: float
+    first_step_ms: float
+    cache_gb: float
+    link_gb_per_s: float
+    over_fabric: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """Speculative decoding.
+
+    `depth` tokens are drafted per step, each accepted with chance `acceptance` when those before it were, so that a
+    request gains `tokens_per_step`; `draft` is the draft model, None = the model's own multi-token-prediction head.
+    """
+
+    depth: int
+    acceptance: float
+    tokens_per_step: float
+    draft: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OtherMode:
+    """The best of the other mode on the same accelerator, and how much worse it is by the objective (0.1 = 10%)."""
+
+    mode: str
+    usd_per_m_tokens: float
+    worse_by: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +176,9 @@ class Solution:
     step_shares: Mapping[str, float]
     measured_usd_per_m_tokens: float | None = None
     measured_ratio: float | None = None
+    speculation: Speculation | None = None
+    handover: Handover | None = None
+    other_mode: OtherMode | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict with the contract's field names."""
@@ -116,6 +191,7 @@ class SearchResult:
 
     Attributes:
         best: Best layouts, best first; one entry a layout (its best batch and chunk size).
+        by_mode: The best aggregated and the best disaggregated configuration, better one first.
         by_accelerator: The best of each accelerator, best first.
         frontier: Undominated trade-offs of interactivity against the objective, fastest first.
         evaluated: Configurations evaluated in full.
@@ -147,6 +223,7 @@ class SearchResult:
     cannot_run: list[str]
     notes: list[str]
     measured: list[MeasuredAnswer] = field(default_factory=list)
+    by_mode: list[Solution] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract as plain dicts and lists; what nobody states is null."""
@@ -164,7 +241,7 @@ class SearchResult:
         rows = []
         for table in ("best", "by_accelerator"):
             for solution in getattr(self, table):
-                rows.append({"list": table, **flat_row(solution.to_dict())})
+                rows.append({"list": table, **flat_row(_whole(solution.to_dict()))})
         return rows
 
     def to_polars(self) -> polars.DataFrame:
@@ -227,6 +304,7 @@ def run(problem: CompiledProblem, registry: PluginRegistry) -> SearchResult:
         raise _infeasible(problem, answer)
     return SearchResult(
         best=_solutions(problem, answer["best"]),
+        by_mode=_solutions(problem, answer["by_mode"]),
         by_accelerator=_solutions(problem, answer["by_accelerator"]),
         frontier=_solutions(problem, answer["frontier"]),
         evaluated=answer["evaluated"],
@@ -358,7 +436,10 @@ def name_solution(problem: CompiledProblem, rank: int, raw: Mapping[str, Any]) -
         "engine_version": stack.engine.version,
         "weight_precision": stack.weight_precision,
         "kv_precision": stack.kv_precision,
-        "layout": Layout(**raw["layout"]),
+        "layout": _layout(problem, raw["layout"]),
+        "speculation": Speculation(**raw["speculation"]) if raw["speculation"] else None,
+        "handover": Handover(**raw["handover"]) if raw["handover"] else None,
+        "other_mode": OtherMode(**raw["other_mode"]) if raw["other_mode"] else None,
         "interval": Interval(p10=usd * low, p90=usd * high) if usd is not None else Interval(math.nan, math.nan),
         "basis": stack.basis,
         "calibration": problem.calibration.name,
@@ -367,6 +448,25 @@ def name_solution(problem: CompiledProblem, rank: int, raw: Mapping[str, Any]) -
     names = {field.name for field in fields(Solution)}
     rest = {name: raw[name] for name in raw if name in names and name not in named}
     return Solution(**named, **rest)
+
+
+def _layout(problem: CompiledProblem, raw: Mapping[str, Any]) -> Layout:
+    pools = {name: _pool(problem, raw[name]) for name in ("prefill", "decode") if name in raw}
+    return Layout(**{**raw, **pools})
+
+
+def _pool(problem: CompiledProblem, raw: Mapping[str, Any]) -> Pool:
+    stack = problem.stacks[raw["stack"]]
+    rest = {name: value for name, value in raw.items() if name not in ("stack", "offer")}
+    return Pool(
+        accelerator=stack.accelerator.key,
+        vendor=stack.accelerator.vendor,
+        engine=stack.engine.name,
+        weight_precision=stack.weight_precision,
+        kv_precision=stack.kv_precision,
+        offer=offer_answer(problem.offers[raw["offer"]]),
+        **rest,
+    )
 
 
 def interval_factors(problem: CompiledProblem, stack_index: int) -> tuple[float, float]:
@@ -415,13 +515,27 @@ def _problem_summary(problem: CompiledProblem) -> dict[str, Any]:
 
 _SCOPE = (
     "hardware", "vendor", "announced", "engine", "precision", "kv_precision", "provider", "region", "term", "spot",
-    "price", "prices_max_age", "tco", "pue", "basis",
+    "price", "prices_max_age", "tco", "pue", "basis", "mode", "prefill_hardware", "decode_hardware", "mixed_hardware", "spec",
+    "acceptance", "accepted_tokens", "draft_model",
 )  # fmt: skip
 """Fields of a request that narrow what competes."""
 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _whole(solution: dict[str, Any]) -> dict[str, Any]:
+    """The same with every field that an answer may have, so that all rows have the same columns."""
+
+    def empty(record: type) -> dict[str, Any]:
+        return {item.name: empty(OfferAnswer) if item.name == "offer" else None for item in fields(record)}
+
+    for name, record in (("speculation", Speculation), ("handover", Handover), ("other_mode", OtherMode)):
+        solution[name] = solution[name] or empty(record)
+    for name in ("prefill", "decode"):
+        solution["layout"][name] = solution["layout"][name] or empty(Pool)
+    return solution
 
 
 def flat_row(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -204,7 +204,8 @@ def _problem(
         fixed |= {"isl": summary.isl, "osl": summary.osl}
         if trace.cached:
             fixed["prefix_hit"] = summary.prefix_hit
-    return compile_request(replace(request, **fixed), registry)
+    # What is simulated is one replica that prefills and decodes, a token a step.
+    return compile_request(replace(request, mode="agg", spec="off", **fixed), registry)
 
 
 def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -66,7 +66,7 @@ def test_the_measured_operating_point_is_within_a_factor_of_two(tokenopt: Run) -
     """InferenceX: gpt-oss-120b on B200 with TensorRT-LLM, 1k/1k, 55 tokens/s/user: 28,000 total tokens/s per chip."""
     answer = answer_of(
         tokenopt("search", "--hardware", "b200-sxm", "--engine", "trtllm", "--min-interactivity", "55",
-                 "--price", "b200-sxm=1.95", "--format", "json")
+                 "--price", "b200-sxm=1.95", "--mode", "agg", "--format", "json")
     )  # fmt: skip
     best = answer["best"][0]
     # The priors of the physical parameters are a guess until a calibration is there.
@@ -143,7 +143,7 @@ def test_a_config_file_can_be_searched(tokenopt: Run, tmp_path: Path) -> None:
 
 def test_explain_breaks_the_best_down(tokenopt: Run) -> None:
     flags = ("--slo-ms", "50", "--hardware", "h100-sxm", "--engine", "vllm")
-    best = answer_of(tokenopt("search", *flags, "--format", "json"))["best"][0]
+    best = answer_of(tokenopt("search", *flags, "--mode", "agg", "--format", "json"))["best"][0]
     answer = answer_of(tokenopt("explain", *flags, "--format", "json"))
     assert answer["solution"]["tpot_ms"] == best["tpot_ms"]
     assert sum(operator["total_ms"] for operator in answer["decode"]) == pytest.approx(answer["decode_step_ms"])

@@ -12,14 +12,27 @@ from pathlib import Path
 import pytest
 
 from tokenopt.problem import Assumption
-from tokenopt.serve import Interval, Layout, OfferAnswer, SearchResult, Solution
+from tokenopt.serve import (
+    Handover,
+    Interval,
+    Layout,
+    OfferAnswer,
+    OtherMode,
+    Pool,
+    SearchResult,
+    Solution,
+    Speculation,
+)
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("record", [SearchResult, Solution, OfferAnswer, Layout, Interval, Assumption])
+@pytest.mark.parametrize(
+    "record",
+    [SearchResult, Solution, OfferAnswer, Layout, Pool, Handover, Speculation, OtherMode, Interval, Assumption],
+)
 def test_every_field_of_the_answer_is_documented(record: type) -> None:
     text = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
     missing = [field.name for field in dataclasses.fields(record) if f"`{field.name}`" not in text]

@@ -266,7 +266,7 @@ def test_what_was_not_stated_is_an_assumption() -> None:
     assert {"model", "isl/osl", "slo", "target", "utilization", "prefix-hit", "pue", "max-batch"} <= bare
     stated = _build(
         model="llama-3.1-8b", isl=512, osl=128, slo_ms=50, target_tps=1e4, utilization=0.7, prefix_hit=0.2, pue=1.1,
-        max_batch=256, precision="native", kv_precision="bf16", hardware="alpha",
+        max_batch=256, precision="native", kv_precision="bf16", hardware="alpha", mode="agg",
     )  # fmt: skip
     assert not bare & {item.name for item in stated.assumptions}
     assert all(item.value and item.why for item in stated.assumptions)

@@ -17,12 +17,12 @@ from tokenopt.errors import ExitCode, SpecError
 from tokenopt.problem import SearchRequest
 from tokenopt.request import checked, target_output_tps, tpot_limit_ms
 
-NUMBERS = ("isl", "osl", "prefix_hit", "utilization", "pue")
+NUMBERS = ("isl", "osl", "prefix_hit", "utilization", "pue", "kv_overlap")
 LIMITS = ("slo_ms", "tpot_ms", "ttft_ms", "e2e_ms", "min_interactivity", "target_tps", "target_rps")
 WHOLE = ("top", "threads", "max_batch", "max_chips", "prices_max_age")
 LISTS = ("tp", "pp", "ep", "attn_dp", "chunk_tokens")
-TEXTS = ("model", "objective", "engine", "term", "precision", "kv_precision")
-TEXT_LISTS = ("hardware", "vendor", "provider", "region")
+TEXTS = ("model", "objective", "engine", "term", "precision", "kv_precision", "mode", "draft_model")
+TEXT_LISTS = ("hardware", "vendor", "provider", "region", "prefill_hardware", "decode_hardware")
 
 
 def _refused(**fields: Any) -> str:
@@ -42,7 +42,7 @@ def test_numbers(name: str, value: object) -> None:
     assert name in _refused(**{name: value})
 
 
-@pytest.mark.parametrize("name", [name for name in (*NUMBERS, *LIMITS) if name != "prefix_hit"])
+@pytest.mark.parametrize("name", [name for name in (*NUMBERS, *LIMITS) if name not in ("prefix_hit", "kv_overlap")])
 def test_zero_is_no_size_limit_or_target(name: str) -> None:
     assert f"{name} is 0" in _refused(**{name: 0})
 

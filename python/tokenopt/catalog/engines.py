@@ -94,7 +94,15 @@ def _engine(entry: Mapping[str, Any]) -> Engine:
         kv_formats=tuple(entry["kv_formats"]),
         parameters={name: float(value) for name, value in entry.get("parameters", {}).items()},
         source=Source(source["reference"], source["confidence"], note=source.get("note", "")),
+        max_batch=_max_batch(entry),
     )
+
+
+def _max_batch(entry: Mapping[str, Any]) -> int | None:
+    value = entry.get("max_batch")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"{entry['name']} max_batch is {value!r}, expected a whole number of at least 1")
+    return value
 
 
 def engines_for(accelerator: Accelerator, engines: Sequence[Engine], wanted: str | None = None) -> list[Engine]:

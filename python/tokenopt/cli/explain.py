@@ -13,6 +13,7 @@ from tokenopt.cli.options import (
     parse_quotes,
     price_options,
     scope_options,
+    speculation_options,
     workload_options,
 )
 
@@ -22,6 +23,7 @@ from tokenopt.cli.options import (
 @limit_options
 @scope_options
 @price_options
+@speculation_options
 @click.option("--tp", type=int, help="Tensor parallelism.")
 @click.option("--pp", type=int, help="Pipeline stages.")
 @click.option("--ep", type=int, help="Expert parallelism.")

@@ -78,6 +78,32 @@ def _owners_inputs(_: click.Context, __: click.Parameter, inputs: tuple[str, ...
     return given
 
 
+mode_options = _stack(
+    click.option("--mode", type=click.Choice(["auto", "agg", "disagg"]), default="auto", show_default=True,
+                 help="Prefill and decode on the same chips (agg), in pools of their own (disagg), or whichever is "
+                 "better."),
+    click.option("--prefill-hardware", multiple=True, metavar="GLOB", help="Accelerators that may prefill in pools of "
+                 "their own; repeatable."),
+    click.option("--decode-hardware", multiple=True, metavar="GLOB", help="Accelerators that may decode in pools of "
+                 "their own; repeatable."),
+    click.option("--mixed-hardware", is_flag=True, help="Let the two pools sit on different accelerators of one "
+                 "vendor, provider and region."),
+    click.option("--kv-overlap", type=float, default=0.0, show_default=True,
+                 help="Share of the cache transfer that hides behind the prefill, 0 to 1."),
+)  # fmt: skip
+
+speculation_options = _stack(
+    click.option("--spec", default="auto", show_default=True, metavar="off|auto|K",
+                 help="Speculative decoding: tokens drafted per step; auto tries 0 to 3 where the model can draft."),
+    click.option("--acceptance", type=float, help="Chance that a drafted token is accepted, 0 to 1."),
+    click.option("--accepted-tokens", type=float, help="Output tokens a request gains in a step of K drafted ones; "
+                 "instead of --acceptance."),
+    click.option("--draft-model", metavar="NAME|PATH", help="Model that drafts; by default the model's own "
+                 "multi-token-prediction head."),
+    click.option("--max-batch", type=int, help="Most requests that decode at once on an attention rank; by default "
+                 "the engine's own limit."),
+)  # fmt: skip
+
 price_options = _stack(
     click.option("--provider", multiple=True, metavar="GLOB", help="Providers; repeatable, globs allowed."),
     click.option("--region", multiple=True, metavar="GLOB", help="Regions; repeatable, globs allowed."),

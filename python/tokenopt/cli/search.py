@@ -11,9 +11,11 @@ from tokenopt.cli import say
 from tokenopt.cli.options import (
     debug_option,
     limit_options,
+    mode_options,
     parse_quotes,
     price_options,
     scope_options,
+    speculation_options,
     workload_options,
 )
 from tokenopt.cli.output import FORMATS, check_output, progress, write_answer
@@ -25,6 +27,8 @@ from tokenopt.errors import PluginError
 @limit_options
 @scope_options
 @price_options
+@mode_options
+@speculation_options
 @click.option("--objective", default="cost", show_default=True, help="What to minimise: cost, energy, or throughput "
               "(per chip, maximised).")  # fmt: skip
 @click.option("--basis", default="both", show_default=True, help="What the answer rests on: calibrated (the model), measured "

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tokenopt.breakdown import Explanation
-    from tokenopt.serve import SearchResult, Solution
+    from tokenopt.serve import Layout, Pool, SearchResult, Solution
 
 STALE_AFTER_DAYS = 90
 """Age from which a price is marked: a quarter of a year moves rental prices by more than most layouts differ."""
@@ -48,6 +48,17 @@ def milliseconds(value: float) -> str:
 def layout_text(solution: Solution) -> str:
     """The layout, degrees of one left out."""
     layout = solution.layout
+    draft = f" mtp{solution.speculation.depth}" if solution.speculation else ""
+    if layout.prefill is None or layout.decode is None:
+        return _degrees_text(layout) + draft
+    chip = f"{layout.prefill.accelerator} " if layout.prefill.accelerator != solution.accelerator else ""
+    return (
+        f"{layout.prefill.workers} x {chip}{_degrees_text(layout.prefill)} > "
+        f"{layout.decode.workers} x {_degrees_text(layout.decode)}{draft}"
+    )
+
+
+def _degrees_text(layout: Layout | Pool) -> str:
     parts = [f"tp{layout.tp}"]
     parts += [f"pp{layout.pp}"] if layout.pp > 1 else []
     parts += [f"dp{layout.attn_dp}"] if layout.attn_dp > 1 else []
@@ -194,7 +205,32 @@ def search_summary(result: SearchResult) -> list[str]:
         f"{count(best.output_tps)} tokens/s at {best.tps_per_user:,.1f} tokens/s/user, {usd(best.usd_per_hr)} per hour "
         f"at {seller} ({offer.term}, {usd(offer.usd_per_chip_hr)} per chip-hour, as of {offer.as_of}). "
         f"Bound by {_WHY[best.why]}.",
+        *modes_summary(result),
     ]
+
+
+_MODES = {"agg": "prefill and decode on the same chips", "disagg": "prefill and decode in pools of their own"}
+
+
+def modes_summary(result: SearchResult) -> list[str]:
+    """Which mode won and by how much, in one line; none where a single mode was tried."""
+    if len(result.by_mode) < 2:
+        return []
+    won, lost = result.by_mode
+    objective = result.problem["objective"]
+    if objective == "throughput":
+        worse_by = won.output_tps_per_chip / lost.output_tps_per_chip - 1.0
+        figure = f"{count(lost.output_tps_per_chip)} output tokens/s per chip"
+    elif objective == "energy":
+        worse_by = lost.kwh_per_m_tokens / won.kwh_per_m_tokens - 1.0
+        figure = f"{lost.kwh_per_m_tokens:.4f} kWh per 1M tokens"
+    else:
+        worse_by = lost.usd_per_m_tokens / won.usd_per_m_tokens - 1.0
+        figure = f"{usd(lost.usd_per_m_tokens)} per 1M tokens"
+    verdict = f"wins; {_MODES[lost.layout.mode]} is {worse_by:.1%} worse"
+    if worse_by <= 0.0:
+        verdict = f"is simpler; {_MODES[lost.layout.mode]} is no better"
+    return [f"Mode: {_MODES[won.layout.mode]} {verdict} ({figure}: {lost.accelerator}, {layout_text(lost)})."]
 
 
 def search_notes(result: SearchResult, today: date | None = None) -> list[str]:
@@ -329,6 +365,8 @@ def explanation_tables(explanation: Explanation, width: int = _PIPE_WIDTH) -> li
             for operator in sorted(operators, key=lambda item: -item["total_ms"])
         ]
         tables.append(plain_table(figures, rows, width, title=f"{title} (all times in ms)"))
+    if explanation.speculation:
+        tables.append(_speculation_table(explanation, width))
     rows = [
         ["attention core", f"{prompt['core_ms']:.3f}"],
         ["alone on the replica", f"{prompt['alone_ms']:.3f}"],
@@ -350,6 +388,29 @@ def explanation_tables(explanation: Explanation, width: int = _PIPE_WIDTH) -> li
     columns: list[Column] = [("parameter", "left"), ("value", "right"), ("unit", "left"), ("from", "left")]
     tables.append(plain_table(columns, rows, width, title="Parameters used"))
     return tables
+
+
+def _speculation_table(explanation: Explanation, width: int) -> Table:
+    """The batch with and without speculative decoding."""
+    pair = explanation.speculation or {}
+    speculation = explanation.solution.speculation
+    draft = (speculation.draft if speculation else None) or "multi-token-prediction head"
+    rows = [
+        [
+            name,
+            f"{pair[side]['step_ms']:.3f}",
+            f"{pair[side]['tokens_per_step']:.2f}",
+            f"{pair[side]['tpot_ms']:.3f}",
+            count(pair[side]["output_tps_per_chip"]),
+            f"{pair[side]['weight_gb_per_chip']:.2f}",
+        ]
+        for name, side in ((f"{speculation.depth if speculation else 0} drafted", "with"), ("none", "without"))
+    ]
+    columns: list[Column] = [("speculation", "left"), ("step ms", "right"), ("tokens/step", "right"),
+                             ("TPOT ms", "right"), ("tokens/s/chip", "right"), ("weights GB", "right")]  # fmt: skip
+    acceptance = f", acceptance {speculation.acceptance:g}" if speculation else ""
+    title = f"Speculative decoding: {draft}{acceptance}, {pair['speedup']:.2f} x the speed at this batch"
+    return plain_table(columns, rows, width, title=title)
 
 
 def _fine_milliseconds(value: float) -> str:

@@ -30,6 +30,7 @@ fn eight_chips(criterion: &mut Criterion) {
         attn_dp: 1,
         chunk_tokens: 8192,
         batch: CONCURRENCY,
+        depth: 0,
     });
     let mut group = criterion.benchmark_group("simulate");
     group

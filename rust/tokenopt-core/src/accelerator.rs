@@ -104,6 +104,9 @@ pub struct OfferTerms {
     /// Whether the provider may take the instances back (spot).
     #[serde(default)]
     pub may_be_withdrawn: bool,
+    /// Caller's index of the place (provider and region) it is sold at; absent = anywhere.
+    #[serde(default)]
+    pub site: Option<u32>,
 }
 
 fn one() -> u32 {

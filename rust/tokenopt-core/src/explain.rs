@@ -49,10 +49,53 @@ pub struct Explanation {
     pub memory: MemoryPlan,
     /// Requests whose full cache fits on a rank.
     pub capacity_requests: f64,
+    /// The same batch with and without speculative decoding; absent without.
+    pub speculation: Option<SpeculationPair>,
     /// Parameter counts of the model.
     pub counts: ModelCounts,
     /// The calibrated parameters that were used.
     pub parameters: Vec<ParameterAnswer>,
+}
+
+/// One batch with and without speculative decoding.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SpeculationPair {
+    /// With it.
+    pub with: SpeculationSide,
+    /// Without it.
+    pub without: SpeculationSide,
+    /// Time per output token without over that with it.
+    pub speedup: f64,
+}
+
+/// One side of a [`SpeculationPair`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SpeculationSide {
+    /// Step, ms: drafting and verifying, or decoding.
+    pub step_ms: f64,
+    /// Output tokens of a request in a step.
+    pub tokens_per_step: f64,
+    /// Time per output token, ms.
+    pub tpot_ms: f64,
+    /// Output tokens/s per chip.
+    pub output_tps_per_chip: f64,
+    /// Weights on the fullest chip, GB.
+    pub weight_gb_per_chip: f64,
+}
+
+impl SpeculationSide {
+    fn new(model: &LayoutModel<'_>, chunk_tokens: u32, batch: f64) -> Self {
+        const BYTES_PER_GB: f64 = 1e9;
+        let step_s = model.step.decode_step_s(batch);
+        let operation = model.steady(chunk_tokens).operation(batch, step_s);
+        Self {
+            step_ms: step_s * MS_PER_S,
+            tokens_per_step: model.step.tokens_per_step,
+            tpot_ms: operation.tpot_s * MS_PER_S,
+            output_tps_per_chip: operation.output_tps / f64::from(model.layout.chips()),
+            weight_gb_per_chip: model.memory.weight_bytes / BYTES_PER_GB,
+        }
+    }
 }
 
 /// A parameter with its value.
@@ -77,17 +120,31 @@ pub fn explain(problem: &SearchProblem) -> Result<Explanation, CoreError> {
     let candidate = Candidate {
         score: 0.0,
         tpot_s: 0.0,
+        ttft_s: 0.0,
         stack: point.stack,
         layout,
         chunk_tokens: point.chunk_tokens,
         batch: point.batch,
+        depth: point.depth,
+        prefill: None,
     };
     let lengths = problem.workload.lengths();
-    let model = LayoutModel::new(problem, point.stack, layout, &lengths);
+    let model = LayoutModel::new(problem, point.stack, layout, point.depth, &lengths);
     let batch = f64::from(point.batch);
     let chunk = f64::from(point.chunk_tokens);
     let prefill = model.step.prefill(chunk);
+    let speculation = (point.depth > 0).then(|| {
+        let plain = LayoutModel::new(problem, point.stack, layout, 0, &lengths);
+        let with = SpeculationSide::new(&model, point.chunk_tokens, batch);
+        let without = SpeculationSide::new(&plain, point.chunk_tokens, batch);
+        SpeculationPair {
+            with,
+            without,
+            speedup: without.tpot_ms / with.tpot_ms,
+        }
+    });
     Ok(Explanation {
+        speculation,
         solution: Solution::new(problem, &candidate),
         decode: model
             .step

@@ -53,6 +53,8 @@ pub struct FleetUnit {
     pub replicas_per_instance: f64,
     /// Least number of instances sold.
     pub minimum_instances: f64,
+    /// Chips under the offer that share the fast fabric.
+    pub fabric_chips: f64,
 }
 
 /// A sized fleet.
@@ -91,6 +93,12 @@ impl FleetUnit {
             chips_per_instance: f64::from(instance),
             replicas_per_instance,
             minimum_instances: f64::from(offer.minimum_instances.max(1)),
+            // Whole nodes of one domain stand together.
+            fabric_chips: f64::from(if fabric >= accelerator.chips_per_node {
+                fabric.max(accelerator.scale_up.domain_chips)
+            } else {
+                fabric
+            }),
         })
     }
 
@@ -180,9 +188,72 @@ impl TokenCosts {
     }
 }
 
+/// Instances of a fleet of two pools of workers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PooledFleet {
+    /// Instances paid for, all of them counted with the second pool where the pools share them.
+    pub instances: (f64, f64),
+    /// Chips paid for, alike.
+    pub chips_paid: (f64, f64),
+    /// USD per hour.
+    pub usd_per_hr: f64,
+}
+
+impl PooledFleet {
+    /// Chips paid for.
+    #[must_use]
+    pub fn chips(&self) -> f64 {
+        self.chips_paid.0 + self.chips_paid.1
+    }
+
+    /// Power of the paid chips, kW, at `power_w` per chip of each pool.
+    #[must_use]
+    pub fn kw(&self, first_power_w: f64, second_power_w: f64) -> f64 {
+        const W_PER_KW: f64 = 1000.0;
+        (self.chips_paid.0 * first_power_w + self.chips_paid.1 * second_power_w) / W_PER_KW
+    }
+}
+
+/// Places two pools of workers, given as unit and number of workers: on the same instances when both are units of one
+/// offer (`is_shared`), else each on its own.
+///
+/// An instance holds workers of both pools as long as the shares that they take of it add up to one at most, which can
+/// always be arranged: all instances but one hold workers of one pool alone.
+#[must_use]
+pub fn pooled_fleet(
+    first: (&FleetUnit, f64),
+    second: (&FleetUnit, f64),
+    is_shared: bool,
+) -> PooledFleet {
+    let taken = |(unit, workers): (&FleetUnit, f64)| workers / unit.replicas_per_instance;
+    // The small slack keeps 3 * (1/3) from becoming 4 instances.
+    let whole =
+        |instances: f64, unit: &FleetUnit| (instances - 1e-9).ceil().max(unit.minimum_instances);
+    let instances = if is_shared {
+        (0.0, whole(taken(first) + taken(second), second.0))
+    } else {
+        (whole(taken(first), first.0), whole(taken(second), second.0))
+    };
+    PooledFleet {
+        instances,
+        chips_paid: (
+            instances.0 * first.0.chips_per_instance,
+            instances.1 * second.0.chips_per_instance,
+        ),
+        usd_per_hr: instances.0 * first.0.usd_per_instance_hr
+            + instances.1 * second.0.usd_per_instance_hr,
+    }
+}
+
 /// The offers worth pricing: of those that sell the same unit, the cheapest (ties: the lower id).
 #[must_use]
 pub fn undominated_offers(offers: &[OfferTerms]) -> Vec<OfferTerms> {
+    undominated_offers_by(offers, false)
+}
+
+/// [`undominated_offers`], and with `by_site` of those at the same place only.
+#[must_use]
+pub fn undominated_offers_by(offers: &[OfferTerms], by_site: bool) -> Vec<OfferTerms> {
     let mut best: Vec<OfferTerms> = Vec::new();
     for offer in offers {
         let same_unit = |known: &&mut OfferTerms| {
@@ -190,6 +261,7 @@ pub fn undominated_offers(offers: &[OfferTerms]) -> Vec<OfferTerms> {
                 && known.minimum_instances == offer.minimum_instances
                 && known.fabric_chips == offer.fabric_chips
                 && known.may_be_withdrawn == offer.may_be_withdrawn
+                && (!by_site || known.site == offer.site)
         };
         match best.iter_mut().find(same_unit) {
             Some(known) => {
@@ -214,6 +286,7 @@ mod tests {
             chips_per_instance: 8.0,
             replicas_per_instance,
             minimum_instances: 1.0,
+            fabric_chips: 8.0,
         }
     }
 
@@ -254,6 +327,20 @@ mod tests {
             },
         );
         assert_eq!((fleet.replicas, fleet.instances), (3.0, 9.0));
+    }
+
+    #[test]
+    fn two_pools_share_the_instances_of_one_offer() {
+        // 3 workers of a quarter and 5 of a half: 0.75 + 2.5 instances, 4 at 16 USD/h; apart 1 + 3
+        let (small, large) = (unit(4.0), unit(2.0));
+        let shared = pooled_fleet((&small, 3.0), (&large, 5.0), true);
+        assert_eq!((shared.instances, shared.usd_per_hr), ((0.0, 4.0), 64.0));
+        let apart = pooled_fleet((&small, 1.0), (&large, 1.0), false);
+        assert_eq!((apart.instances, apart.usd_per_hr), ((1.0, 1.0), 32.0));
+        let together = pooled_fleet((&small, 1.0), (&large, 1.0), true);
+        assert_eq!((together.instances.1, together.chips()), (1.0, 8.0));
+        // 8 chips at 500 W and 8 at 1500 W
+        assert!((apart.kw(500.0, 1500.0) - 16.0).abs() < 1e-12);
     }
 
     #[test]

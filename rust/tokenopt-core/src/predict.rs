@@ -235,6 +235,8 @@ impl RowSet {
             weights: row.weights,
             kv_precision: row.kv_precision,
             parameters: *parameters,
+            max_batch: None,
+            cache_group: 0,
         };
         let osl = row.workload.osl;
         // A request that runs is a long one more often than one that arrives: at a random moment its length has mean

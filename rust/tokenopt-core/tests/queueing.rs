@@ -79,7 +79,7 @@ prop_compose! {
         problem.workload.isl = isl.round();
         problem.workload.osl = osl.round();
         problem.point = Some(PointSpec {
-            stack: 1, tp, pp: 1, ep: 1, attn_dp: 1, chunk_tokens: CHUNK, batch: 1,
+            stack: 1, tp, pp: 1, ep: 1, attn_dp: 1, chunk_tokens: CHUNK, batch: 1, depth: 0,
         });
         Case { problem, layout: Layout { tp, pp: 1, ep: 1, attn_dp: 1 }, batch }
     }

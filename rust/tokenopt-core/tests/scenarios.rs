@@ -21,6 +21,8 @@ fn step(layout: Layout) -> StepModel {
         weights: common::formats(NumberFormat::Bf16),
         kv_precision: NumberFormat::Bf16,
         parameters: EngineParameters::default(),
+        max_batch: None,
+        cache_group: 0,
     };
     let workload = Workload {
         isl: 1000.0,

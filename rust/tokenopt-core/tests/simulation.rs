@@ -49,6 +49,7 @@ fn point(tp: u32, attn_dp: u32, pp: u32, batch: u32) -> PointSpec {
         attn_dp,
         chunk_tokens: 8192,
         batch,
+        depth: 0,
     }
 }
 

@@ -159,32 +159,66 @@ impl Fabric {
         )
     }
 
-    /// All-gather plus reduce-scatter among `chips`, each contributing `bytes_per_row` per row of its own.
+    /// All-gather plus reduce-scatter among `ranks` of `chips_per_rank` chips each, one chip of every rank in a group, each
+    /// contributing `bytes_per_row` per row of its own.
     #[must_use]
-    pub fn gather_scatter(&self, chips: f64, bytes_per_row: f64) -> Collective {
-        self.exchange(chips, 2.0 * (chips - 1.0) * bytes_per_row)
-    }
-
-    /// Dispatch and combine all-to-all among `chips`: each row leaves this chip as `dispatch_bytes` and returns as
-    /// `combine_bytes` (all its copies together).
-    #[must_use]
-    pub fn all_to_all(&self, chips: f64, dispatch_bytes: f64, combine_bytes: f64) -> Collective {
-        let leaving = (chips - 1.0) / chips;
-        self.exchange(chips, (dispatch_bytes + combine_bytes) * leaving)
-    }
-
-    /// Two phases that move `bytes_per_row` through each chip's links, the share between domains over the network.
-    fn exchange(&self, chips: f64, bytes_per_row: f64) -> Collective {
-        let inside = chips.min(self.domain_chips);
-        let rate = self.group_bytes_per_s(inside.max(2.0));
-        if self.is_inside_domain(chips) {
-            return Collective::single(2.0 * self.group_latency_s(chips), bytes_per_row / rate);
+    pub fn gather_scatter(
+        &self,
+        ranks: f64,
+        chips_per_rank: f64,
+        bytes_per_row: f64,
+    ) -> Collective {
+        // The chips between two members of a group belong to other groups: a domain holds fewer members than chips.
+        let inside = (self.domain_chips / chips_per_rank)
+            .floor()
+            .clamp(1.0, ranks);
+        let moved = 2.0 * (ranks - 1.0) * bytes_per_row;
+        let rate = self.group_bytes_per_s((inside * chips_per_rank).max(2.0));
+        if inside >= ranks {
+            return Collective::single(2.0 * self.group_latency_s(ranks), moved / rate);
         }
-        let outside_share = (chips - inside) / (chips - 1.0);
+        let outside_share = (ranks - inside) / (ranks - 1.0);
         Collective::single(
             2.0 * self.group_latency_s(inside) + 2.0 * self.network_latency_s,
-            bytes_per_row * (1.0 - outside_share) / rate
-                + bytes_per_row * outside_share / self.network_bytes_per_s.max(1.0),
+            moved * (1.0 - outside_share) / rate
+                + moved * outside_share / self.network_bytes_per_s.max(1.0),
+        )
+    }
+
+    /// Dispatch and combine all-to-all among `chips` that hold `ranks` expert-parallel ranks: each row goes as
+    /// `dispatch_bytes` to every rank that holds one of its `top_k` experts and returns as `combine_bytes`.
+    ///
+    /// Over the network a row goes once to each other domain, is handed on there over the fast fabric, and its results are
+    /// added up there before they return.
+    ///
+    /// Source: the published two-level kernels of expert parallelism across nodes (DeepEP).
+    /// Assumes: routing is even over ranks and domains; the two levels follow each other, which overstates the time of
+    /// kernels that overlap them.
+    #[must_use]
+    pub fn all_to_all(
+        &self,
+        chips: f64,
+        ranks: f64,
+        top_k: f64,
+        dispatch_bytes: f64,
+        combine_bytes: f64,
+    ) -> Collective {
+        // How many of `places` a row meets.
+        let met = |places: f64| places * (1.0 - (1.0 - 1.0 / places).powf(top_k));
+        let bytes = dispatch_bytes + combine_bytes;
+        let inside = chips.min(self.domain_chips);
+        let fabric_s =
+            bytes * met(ranks) * (chips - 1.0) / chips / self.group_bytes_per_s(inside.max(2.0));
+        if self.is_inside_domain(chips) {
+            return Collective::single(2.0 * self.group_latency_s(chips), fabric_s);
+        }
+        let domains = (chips / inside).ceil();
+        let network_bytes = bytes * met(domains) * (domains - 1.0) / domains;
+        Collective::single(
+            2.0 * self.group_latency_s(inside) + 2.0 * self.network_latency_s,
+            // A domain of one chip has no fabric to hand rows on.
+            if inside > 1.0 { fabric_s } else { 0.0 }
+                + network_bytes / self.network_bytes_per_s.max(1.0),
         )
     }
 
@@ -242,6 +276,26 @@ mod tests {
             .all_reduce(2.0, 1.0)
             .seconds_per_row_b;
         assert!((mesh / switched - 7.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_group_with_one_member_a_domain_meets_over_the_network() {
+        // Ranks of 8 chips fill a domain: 2 x 3 other members' GB at 25 GB/s, plus latencies of both levels.
+        let op = fabric(Topology::Switched).gather_scatter(4.0, 8.0, 1.0);
+        assert!((op.seconds(1e9) - (6.0 / 25.0 + 2.0 * (10e-6 + 30e-6))).abs() < 1e-9);
+        // Ranks of 2 chips fit four in a domain: no network.
+        let inside = fabric(Topology::Switched).gather_scatter(4.0, 2.0, 1.0);
+        assert!(inside.seconds(1e9) < 6.1 / 400.0);
+    }
+
+    #[test]
+    fn a_row_crosses_the_network_once_a_domain() {
+        // 16 chips in 2 domains, 8 of 16 ranks' worth of experts: 2 (1 - 2^-8) domains met, half of them another.
+        let op = fabric(Topology::Switched).all_to_all(16.0, 16.0, 8.0, 1.0, 2.0);
+        let network_s = 3.0 * (2.0 * (1.0 - 0.5_f64.powi(8))) * 0.5 / 25e9;
+        let met = 16.0 * (1.0 - (15.0_f64 / 16.0).powi(8));
+        let fabric_s = 3.0 * met * 15.0 / 16.0 / 400e9;
+        assert!((op.seconds_per_row_a - (network_s + fabric_s)).abs() < 1e-18);
     }
 
     #[test]

@@ -239,6 +239,7 @@ fn train_problem(
         minimum_instances: 1,
         fabric_chips: Some(accelerator.chips_per_node),
         may_be_withdrawn: false,
+        site: None,
     }];
     let reliability = Reliability {
         chip_hours_between_failures: 1e15,

@@ -12,28 +12,94 @@ pub struct Candidate {
     pub score: f64,
     /// Time per output token, s: of equal scores (whole instances make many) the faster one wins.
     pub tpot_s: f64,
-    /// Stack.
+    /// Time to first token, s: then the one that answers first.
+    pub ttft_s: f64,
+    /// Stack; of a disaggregated fleet the one that decodes.
     pub stack: usize,
-    /// Layout.
+    /// Layout; of a disaggregated fleet the decode workers'.
     pub layout: Layout,
     /// Prefill chunk, tokens.
     pub chunk_tokens: u32,
     /// Running batch per rank and pipeline slot.
     pub batch: u32,
+    /// Tokens drafted per step.
+    pub depth: u32,
+    /// The other pool of a disaggregated fleet.
+    pub prefill: Option<PrefillPart>,
 }
+
+/// The prefill pool of a disaggregated fleet, and how the fleet is sized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PrefillPart {
+    /// Stack.
+    pub stack: usize,
+    /// Layout of a worker.
+    pub layout: Layout,
+    /// Workers.
+    pub workers: u32,
+    /// Workers that decode.
+    pub decode_workers: u32,
+    /// Caller's index of the offer.
+    pub offer: u32,
+    /// Caller's index of the decode pool's offer.
+    pub decode_offer: u32,
+}
+
+/// Whether prefill and decode share chips.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServingMode {
+    /// Prefill and decode on the same chips.
+    Agg,
+    /// Prefill and decode in pools of their own.
+    Disagg,
+}
+
+impl ServingMode {
+    /// Every mode, in the order of [`Self::index`].
+    pub const ALL: [Self; 2] = [Self::Agg, Self::Disagg];
+
+    /// Place among [`Self::ALL`].
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self == Self::Disagg)
+    }
+}
+
+/// The best candidate of each [`ServingMode`].
+pub type ByMode = [Option<Candidate>; 2];
 
 impl Candidate {
     /// Total order: score, then latency, then the place in the space.
     #[must_use]
     pub fn order(&self, other: &Self) -> Ordering {
+        // Of equal scores the simpler fleet, the faster one, the one that answers first.
         self.score
             .total_cmp(&other.score)
+            .then_with(|| self.mode().index().cmp(&other.mode().index()))
             .then_with(|| self.tpot_s.total_cmp(&other.tpot_s))
+            .then_with(|| self.ttft_s.total_cmp(&other.ttft_s))
             .then_with(|| self.place().cmp(&other.place()))
     }
 
-    fn place(&self) -> (usize, Layout, u32, u32) {
-        (self.stack, self.layout, self.chunk_tokens, self.batch)
+    fn place(&self) -> (usize, Layout, u32, u32, u32, Option<PrefillPart>) {
+        (
+            self.stack,
+            self.layout,
+            self.chunk_tokens,
+            self.batch,
+            self.depth,
+            self.prefill,
+        )
+    }
+
+    /// Whether prefill and decode share chips.
+    #[must_use]
+    pub fn mode(&self) -> ServingMode {
+        match self.prefill {
+            None => ServingMode::Agg,
+            Some(_) => ServingMode::Disagg,
+        }
     }
 }
 
@@ -153,6 +219,16 @@ impl Frontier {
             .any(|(_, known)| known.score <= score)
     }
 
+    /// Whether a point of `tps_per_user` with a score of at least `bound` cannot enter: its band or a faster one already
+    /// holds a better score.
+    #[must_use]
+    pub fn rules_out(&self, tps_per_user: f64, bound: f64) -> bool {
+        let holds_better = self.bands[band(tps_per_user)]
+            .as_ref()
+            .is_some_and(|(_, known)| known.score < bound);
+        holds_better || self.dominates(tps_per_user, bound)
+    }
+
     /// Adds another frontier's points.
     pub fn merge(&mut self, other: &Self) {
         for (tps_per_user, candidate) in other.bands.iter().flatten() {
@@ -190,6 +266,8 @@ pub struct Rejections {
     pub max_chips: u64,
     /// No offer sells a unit that can hold the replica.
     pub no_offer: u64,
+    /// The links between two pools cannot carry the caches.
+    pub no_link: u64,
 }
 
 impl Rejections {
@@ -200,6 +278,7 @@ impl Rejections {
         self.e2e += other.e2e;
         self.max_chips += other.max_chips;
         self.no_offer += other.no_offer;
+        self.no_link += other.no_link;
     }
 }
 
@@ -247,8 +326,10 @@ pub struct Findings {
     pub rejected: Rejections,
     /// Best layouts over everything.
     pub top: TopList,
-    /// Best candidate of each accelerator.
-    pub by_accelerator: Vec<Option<Candidate>>,
+    /// Best candidates over everything.
+    pub by_mode: ByMode,
+    /// Best candidates of each accelerator.
+    pub by_accelerator: Vec<ByMode>,
     /// Frontier over everything.
     pub frontier: Frontier,
     /// Closest miss.
@@ -265,16 +346,21 @@ impl Findings {
             feasible: 0,
             rejected: Rejections::default(),
             top: TopList::new(top.max(1)),
-            by_accelerator: vec![None; accelerators],
+            by_mode: [None; 2],
+            by_accelerator: vec![[None; 2]; accelerators],
             frontier: Frontier::default(),
             miss: None,
         }
     }
 
-    /// Records the best candidate of one layout.
-    pub fn best_of_layout(&mut self, accelerator: usize, candidate: Candidate) {
+    /// Records the best candidate of one layout; a fleet on several accelerators counts for none of them.
+    pub fn best_of_layout(&mut self, accelerator: Option<usize>, candidate: Candidate) {
         self.top.push(candidate);
-        keep_better(&mut self.by_accelerator[accelerator], candidate);
+        let mode = candidate.mode().index();
+        keep_better(&mut self.by_mode[mode], candidate);
+        if let Some(accelerator) = accelerator {
+            keep_better(&mut self.by_accelerator[accelerator][mode], candidate);
+        }
     }
 
     /// Records a miss if it is closer than the known one.
@@ -298,7 +384,10 @@ impl Findings {
         self.feasible += other.feasible;
         self.rejected.merge(&other.rejected);
         self.top.merge(&other.top);
-        for (known, new) in self.by_accelerator.iter_mut().zip(&other.by_accelerator) {
+        let known = self.by_accelerator.iter_mut().flatten();
+        let new = other.by_accelerator.iter().flatten();
+        let known = known.chain(&mut self.by_mode);
+        for (known, new) in known.zip(new.chain(&other.by_mode)) {
             if let Some(candidate) = new {
                 keep_better(known, *candidate);
             }

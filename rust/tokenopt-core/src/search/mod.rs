@@ -1,11 +1,15 @@
 //! The search: enumerate layouts lazily, evaluate or skip batches, keep the best, the frontier and the counts.
 
 pub mod best;
+mod fleet;
+mod pools;
 pub mod problem;
 pub mod scan;
 pub mod solution;
 pub mod space;
+mod workers;
 
+pub use fleet::{Handover, PoolAnswer};
 pub use problem::SearchProblem;
 pub use solution::{SearchAnswer, Solution};
 
@@ -15,9 +19,12 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use crate::error::CoreError;
-use best::Findings;
+use best::{Candidate, Findings};
+use pools::Matcher;
+use problem::Mode;
 use scan::LayoutModel;
 use space::LayoutSpace;
+use workers::{prefill_options, PrefillOption};
 
 /// Runs a search.
 ///
@@ -32,11 +39,12 @@ pub fn search(problem: &SearchProblem, stop: &AtomicBool) -> Result<SearchAnswer
     let started = Instant::now();
     let units = work_units(problem);
     let run = || {
+        let prefills = mixed_prefills(problem);
         units
             .par_iter()
             .fold(
                 || empty_findings(problem),
-                |findings, unit| findings.merge(&scan_unit(problem, unit, stop)),
+                |findings, unit| findings.merge(&run_unit(problem, unit, &prefills, stop)),
             )
             .reduce(|| empty_findings(problem), |a, b| a.merge(&b))
     };
@@ -59,8 +67,18 @@ pub fn search(problem: &SearchProblem, stop: &AtomicBool) -> Result<SearchAnswer
     ))
 }
 
+/// A share of the work.
+enum WorkUnit {
+    /// A slice of one stack's layouts, prefill and decode together.
+    Aggregated(Slice),
+    /// Decode workers of a stack with prefill workers of the same.
+    Disaggregated(usize),
+    /// Decode workers of a stack with prefill workers on other accelerators.
+    Mixed(usize),
+}
+
 /// A slice of one stack's layout space.
-struct WorkUnit {
+struct Slice {
     stack: usize,
     space: LayoutSpace,
     first: usize,
@@ -72,7 +90,19 @@ const LAYOUTS_PER_UNIT: usize = 256;
 
 fn work_units(problem: &SearchProblem) -> Vec<WorkUnit> {
     let mut units = Vec::new();
+    let mode = problem.disagg.mode;
     for (stack, spec) in problem.stacks.iter().enumerate() {
+        if mode != Mode::Agg && may_decode(problem, stack) {
+            if may_prefill(problem, stack) {
+                units.push(WorkUnit::Disaggregated(stack));
+            }
+            if problem.disagg.is_mixed {
+                units.push(WorkUnit::Mixed(stack));
+            }
+        }
+        if mode == Mode::Disagg {
+            continue;
+        }
         let accelerator = &problem.accelerators[spec.accelerator];
         let space = LayoutSpace::new(&problem.space, &problem.model, accelerator);
         let step = if problem.exhaustive {
@@ -81,12 +111,12 @@ fn work_units(problem: &SearchProblem) -> Vec<WorkUnit> {
             space.len().max(1)
         };
         for first in (0..space.len()).step_by(step) {
-            units.push(WorkUnit {
+            units.push(WorkUnit::Aggregated(Slice {
                 stack,
                 last: (first + step).min(space.len()),
                 space: space.clone(),
                 first,
-            });
+            }));
         }
     }
     units
@@ -96,9 +126,79 @@ fn empty_findings(problem: &SearchProblem) -> Findings {
     Findings::new(problem.top, problem.accelerators.len())
 }
 
-fn scan_unit(problem: &SearchProblem, unit: &WorkUnit, stop: &AtomicBool) -> Findings {
+fn may_prefill(problem: &SearchProblem, stack: usize) -> bool {
+    is_listed(
+        &problem.disagg.prefill_accelerators,
+        problem.stacks[stack].accelerator,
+    )
+}
+
+fn may_decode(problem: &SearchProblem, stack: usize) -> bool {
+    is_listed(
+        &problem.disagg.decode_accelerators,
+        problem.stacks[stack].accelerator,
+    )
+}
+
+fn is_listed(list: &Option<Vec<usize>>, accelerator: usize) -> bool {
+    list.as_ref().is_none_or(|list| list.contains(&accelerator))
+}
+
+/// Prefill workers of every stack, where pools may sit on different accelerators.
+fn mixed_prefills(problem: &SearchProblem) -> Vec<Vec<PrefillOption>> {
+    let is_wanted = problem.disagg.is_mixed && problem.disagg.mode != Mode::Agg;
+    let stacks = if is_wanted { problem.stacks.len() } else { 0 };
+    (0..stacks)
+        .into_par_iter()
+        .map(|stack| {
+            if may_prefill(problem, stack) {
+                prefill_options(problem, stack, true)
+            } else {
+                Vec::new()
+            }
+        })
+        .collect()
+}
+
+fn run_unit(
+    problem: &SearchProblem,
+    unit: &WorkUnit,
+    prefills: &[Vec<PrefillOption>],
+    stop: &AtomicBool,
+) -> Findings {
+    match unit {
+        WorkUnit::Aggregated(slice) => scan_slice(problem, slice, stop),
+        WorkUnit::Disaggregated(stack) => {
+            let mut findings = empty_findings(problem);
+            let mut options = prefill_options(problem, *stack, false);
+            Matcher::new(problem, *stack, &[*stack]).run(&mut options, &mut findings, stop);
+            findings
+        }
+        WorkUnit::Mixed(stack) => {
+            let mut findings = empty_findings(problem);
+            let own = &problem.stacks[*stack];
+            let senders: Vec<usize> = (0..problem.stacks.len())
+                .filter(|other| {
+                    let other = &problem.stacks[*other];
+                    other.accelerator != own.accelerator
+                        && other.cache_group == own.cache_group
+                        && other.kv_precision == own.kv_precision
+                })
+                .collect();
+            let mut options: Vec<PrefillOption> = (senders.iter())
+                .flat_map(|sender| prefills[*sender].iter().cloned())
+                .collect();
+            Matcher::new(problem, *stack, &senders).run(&mut options, &mut findings, stop);
+            findings
+        }
+    }
+}
+
+fn scan_slice(problem: &SearchProblem, unit: &Slice, stop: &AtomicBool) -> Findings {
     let lengths = problem.workload.lengths();
-    let accelerator = &problem.accelerators[problem.stacks[unit.stack].accelerator];
+    let own = problem.stacks[unit.stack].accelerator;
+    let accelerator = &problem.accelerators[own];
+    let depths = problem.depths();
     let mut findings = empty_findings(problem);
     for index in unit.first..unit.last {
         if stop.load(Ordering::Relaxed) {
@@ -106,7 +206,16 @@ fn scan_unit(problem: &SearchProblem, unit: &WorkUnit, stop: &AtomicBool) -> Fin
         }
         let layout = unit.space.decode(index);
         if unit.space.is_legal(layout, &problem.model, accelerator) {
-            LayoutModel::new(problem, unit.stack, layout, &lengths).scan(&mut findings);
+            let best = depths
+                .iter()
+                .filter_map(|depth| {
+                    LayoutModel::new(problem, unit.stack, layout, *depth, &lengths)
+                        .scan(&mut findings)
+                })
+                .min_by(Candidate::order);
+            if let Some(candidate) = best {
+                findings.best_of_layout(Some(own), candidate);
+            }
         }
     }
     findings

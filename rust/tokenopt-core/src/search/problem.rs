@@ -3,10 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::accelerator::Accelerator;
-use crate::error::{require_positive, CoreError};
+use crate::error::{require_positive, require_within, CoreError};
 use crate::model::ModelSpec;
 use crate::money::Demand;
-use crate::serving::{Stack, Workload};
+use crate::serving::speculation::acceptance_of;
+use crate::serving::{DraftModel, Speculation, Stack, Workload};
 
 /// Everything a search needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,9 +39,60 @@ pub struct SearchProblem {
     /// Threads; 0 = all.
     #[serde(default)]
     pub threads: usize,
+    /// Prefill and decode together, apart, or whichever is better.
+    #[serde(default)]
+    pub disagg: DisaggSpec,
+    /// Speculative decoding; absent = none.
+    #[serde(default)]
+    pub speculation: Option<SpeculationSpec>,
     /// The one configuration that `explain` breaks down.
     #[serde(default)]
     pub point: Option<PointSpec>,
+}
+
+/// Which modes are tried, and how pools may be put together.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DisaggSpec {
+    /// Modes tried.
+    pub mode: Mode,
+    /// Accelerators that may prefill; absent = all.
+    pub prefill_accelerators: Option<Vec<usize>>,
+    /// Accelerators that may decode; absent = all.
+    pub decode_accelerators: Option<Vec<usize>>,
+    /// Whether the pools of a fleet may sit on different accelerators.
+    pub is_mixed: bool,
+    /// Share of the cache transfer that hides behind the prefill of later layers, 0..1.
+    pub transfer_overlap: f64,
+}
+
+/// Modes that a search tries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Aggregated only.
+    #[default]
+    Agg,
+    /// Disaggregated only.
+    Disagg,
+    /// Both.
+    Auto,
+}
+
+/// Speculative decoding as it is searched.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpeculationSpec {
+    /// Tokens drafted per step that are tried; 0 = none.
+    pub depths: Vec<u32>,
+    /// Chance that a drafted token is accepted when those before it were, 0..1.
+    pub acceptance: f64,
+    /// Mean output tokens of a request in a step of the deepest draft; takes the place of `acceptance`.
+    #[serde(default)]
+    pub accepted_tokens: Option<f64>,
+    /// The draft model; absent = the model's own multi-token-prediction head.
+    #[serde(default)]
+    pub draft: Option<DraftModel>,
 }
 
 fn ten() -> usize {
@@ -129,6 +181,9 @@ pub struct PointSpec {
     pub chunk_tokens: u32,
     /// Running batch per attention rank and pipeline slot.
     pub batch: u32,
+    /// Tokens drafted per step.
+    #[serde(default)]
+    pub depth: u32,
 }
 
 impl SearchProblem {
@@ -137,10 +192,36 @@ impl SearchProblem {
     /// # Errors
     /// [`CoreError`] naming what cannot be used.
     pub fn from_json(text: &str) -> Result<Self, CoreError> {
-        let problem: Self =
+        let mut problem: Self =
             serde_json::from_str(text).map_err(|error| CoreError::Unreadable(error.to_string()))?;
+        if let Some(spec) = &mut problem.speculation {
+            if let Some(tokens) = spec.accepted_tokens {
+                require_positive("accepted_tokens", tokens)?;
+                let deepest = spec.depths.iter().copied().max().unwrap_or(0);
+                spec.acceptance = acceptance_of(deepest, tokens);
+            }
+        }
         problem.validate()?;
         Ok(problem)
+    }
+
+    /// Depths of speculation to try; at least one.
+    pub fn depths(&self) -> Vec<u32> {
+        match &self.speculation {
+            Some(spec) if !spec.depths.is_empty() => {
+                let mut depths = spec.depths.clone();
+                depths.sort_unstable();
+                depths.dedup();
+                depths
+            }
+            _ => vec![0],
+        }
+    }
+
+    /// Whether only disaggregated fleets are tried.
+    #[must_use]
+    pub fn is_disagg_only(&self) -> bool {
+        self.disagg.mode == Mode::Disagg
     }
 
     /// Checks everything that crosses the border.
@@ -183,6 +264,31 @@ impl SearchProblem {
         ] {
             if values.as_ref().is_some_and(|list| list.contains(&0)) {
                 return Err(CoreError::bad_input(name, 0, "expected at least 1"));
+            }
+        }
+        require_within("transfer_overlap", self.disagg.transfer_overlap, 0.0, 1.0)?;
+        for (name, list) in [
+            ("prefill_accelerators", &self.disagg.prefill_accelerators),
+            ("decode_accelerators", &self.disagg.decode_accelerators),
+        ] {
+            let unknown = |index: &&usize| **index >= self.accelerators.len();
+            if let Some(index) = list.iter().flatten().find(unknown) {
+                let most = self.accelerators.len();
+                return Err(CoreError::bad_input(
+                    name,
+                    index,
+                    format!("expected below {most}"),
+                ));
+            }
+        }
+        if let Some(spec) = &self.speculation {
+            for depth in &spec.depths {
+                Speculation::validate(*depth, spec.acceptance)?;
+            }
+            if let Some(draft) = &spec.draft {
+                draft.model.validate().map_err(|message| {
+                    CoreError::bad_input("draft model", &draft.model.key, message)
+                })?;
             }
         }
         for accelerator in &self.accelerators {

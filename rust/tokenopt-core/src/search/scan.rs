@@ -1,14 +1,14 @@
 //! The scan of one layout: every batch and chunk size, in blocks of lanes, with bounds that skip whole blocks.
 
 use super::best::{Candidate, Findings, Limit, Miss};
-use super::problem::{Objective, SearchProblem};
+use super::problem::{Limits, Objective, SearchProblem};
 use super::space::chunk_sizes;
 use crate::accelerator::Accelerator;
 use crate::money::{undominated_offers, FleetUnit};
 use crate::ops::attention::Lengths;
 use crate::ops::LANES;
 use crate::serving::steady::Operation;
-use crate::serving::{Layout, MemoryPlan, Stack, SteadyState, StepModel};
+use crate::serving::{DraftPlan, Layout, MemoryPlan, Speculation, Stack, SteadyState, StepModel};
 
 /// Everything about one layout that does not depend on the batch.
 pub struct LayoutModel<'a> {
@@ -18,6 +18,10 @@ pub struct LayoutModel<'a> {
     pub(super) accelerator: &'a Accelerator,
     /// The layout.
     pub layout: Layout,
+    /// Tokens drafted per step.
+    pub depth: u32,
+    /// Largest running batch per rank and pipeline slot that is tried.
+    pub max_batch: u32,
     /// Step times.
     pub step: StepModel,
     /// Memory of the fullest chip.
@@ -37,10 +41,25 @@ struct ChunkModel {
 
 /// Latency limits, absent ones infinite.
 #[derive(Clone, Copy)]
-struct LatencyLimits {
-    tpot_s: f64,
-    ttft_s: f64,
-    e2e_s: f64,
+pub(super) struct LatencyLimits {
+    pub tpot_s: f64,
+    pub ttft_s: f64,
+    pub e2e_s: f64,
+}
+
+impl LatencyLimits {
+    /// Reads them.
+    pub(super) fn of(limits: &Limits) -> Self {
+        let unlimited = f64::INFINITY;
+        Self {
+            tpot_s: limits
+                .tpot_s
+                .unwrap_or(unlimited)
+                .min(limits.min_tps_per_user.map_or(unlimited, |tps| 1.0 / tps)),
+            ttft_s: limits.ttft_s.unwrap_or(unlimited),
+            e2e_s: limits.e2e_s.unwrap_or(unlimited),
+        }
+    }
 }
 
 /// What a configuration costs.
@@ -57,18 +76,43 @@ impl<'a> LayoutModel<'a> {
         problem: &'a SearchProblem,
         stack_index: usize,
         layout: Layout,
+        depth: u32,
         lengths: &Lengths,
     ) -> Self {
         let stack = &problem.stacks[stack_index];
         let accelerator = &problem.accelerators[stack.accelerator];
+        let model = &problem.model;
+        let mut step = StepModel::new(model, accelerator, stack, layout, lengths);
+        let mut memory = MemoryPlan::new(model, accelerator, stack, layout, lengths);
+        if let Some(spec) = problem.speculation.as_ref().filter(|_| depth > 0) {
+            let speculation = Speculation {
+                depth,
+                acceptance: spec.acceptance,
+                draft: spec.draft.as_ref(),
+            };
+            let draft = DraftPlan::new(
+                model,
+                speculation.draft,
+                accelerator,
+                stack,
+                layout,
+                lengths,
+            );
+            step = step.with_speculation(&draft, &speculation);
+            memory = memory.with_draft(&draft);
+        }
+        // An engine's limit covers all pipeline slots.
+        let engine_batch = stack.max_batch.unwrap_or(u32::MAX) / layout.pp;
         Self {
             problem,
             stack_index,
             stack,
             accelerator,
             layout,
-            step: StepModel::new(&problem.model, accelerator, stack, layout, lengths),
-            memory: MemoryPlan::new(&problem.model, accelerator, stack, layout, lengths),
+            depth,
+            max_batch: problem.space.max_batch.min(engine_batch.max(1)),
+            step,
+            memory,
             units: undominated_offers(&accelerator.offers)
                 .iter()
                 .filter_map(|offer| FleetUnit::new(accelerator, offer, layout.chips()))
@@ -91,6 +135,13 @@ impl<'a> LayoutModel<'a> {
             &self.step.prefill(f64::from(chunk_tokens)),
             self.problem.workload.osl,
         )
+        .with_tokens_per_step(self.step.tokens_per_step)
+    }
+
+    /// Tokens that a decode step carries per request.
+    #[must_use]
+    pub fn tokens_verified(&self) -> f64 {
+        1.0 + f64::from(self.depth)
     }
 
     /// The cheapest fleet of such replicas, and its index among [`Self::units`].
@@ -129,7 +180,7 @@ impl<'a> LayoutModel<'a> {
     }
 
     fn chunk_models(&self, findings: &mut Findings) -> Vec<ChunkModel> {
-        let max_batch = self.problem.space.max_batch;
+        let max_batch = self.max_batch;
         let stages = f64::from(self.layout.pp);
         let mut models = Vec::new();
         for chunk_tokens in chunk_sizes(&self.problem.space, self.step.prompt_tokens) {
@@ -151,7 +202,7 @@ impl<'a> LayoutModel<'a> {
         models
     }
 
-    fn consider_memory_miss(&self, chunk_tokens: u32, findings: &mut Findings) {
+    pub(super) fn consider_memory_miss(&self, chunk_tokens: u32, findings: &mut Findings) {
         let needed = self.memory.weight_bytes
             + self.memory.activation_bytes_per_token * f64::from(chunk_tokens)
             + self.memory.request_bytes * f64::from(self.layout.pp);
@@ -161,45 +212,40 @@ impl<'a> LayoutModel<'a> {
             limit: Limit::Memory,
             value: needed,
             allowed: self.memory.plannable_bytes,
-            candidate: self.candidate(f64::INFINITY, f64::INFINITY, chunk_tokens, 1),
+            candidate: self.candidate(f64::INFINITY, f64::INFINITY, f64::INFINITY, chunk_tokens, 1),
         });
     }
 
-    fn candidate(&self, score: f64, tpot_s: f64, chunk_tokens: u32, batch: u32) -> Candidate {
+    pub(super) fn candidate(
+        &self,
+        score: f64,
+        tpot_s: f64,
+        ttft_s: f64,
+        chunk_tokens: u32,
+        batch: u32,
+    ) -> Candidate {
         Candidate {
             score,
             tpot_s,
+            ttft_s,
             stack: self.stack_index,
             layout: self.layout,
             chunk_tokens,
             batch,
+            depth: self.depth,
+            prefill: None,
         }
     }
 
-    fn latency_limits(&self) -> LatencyLimits {
-        let limits = &self.problem.limits;
-        let unlimited = f64::INFINITY;
-        LatencyLimits {
-            tpot_s: limits
-                .tpot_s
-                .unwrap_or(unlimited)
-                .min(limits.min_tps_per_user.map_or(unlimited, |tps| 1.0 / tps)),
-            ttft_s: limits.ttft_s.unwrap_or(unlimited),
-            e2e_s: limits.e2e_s.unwrap_or(unlimited),
-        }
-    }
-
-    /// Evaluates the layout and adds what it finds.
-    pub fn scan(&self, findings: &mut Findings) {
+    /// Evaluates the layout, adds what it finds and returns the best.
+    pub fn scan(&self, findings: &mut Findings) -> Option<Candidate> {
         if self.units.is_empty() {
             findings.rejected.no_offer += 1;
-            return;
+            return None;
         }
         let chunks = self.chunk_models(findings);
-        let Some(largest) = chunks.iter().map(|chunk| chunk.capacity).max() else {
-            return;
-        };
-        let limits = self.latency_limits();
+        let largest = chunks.iter().map(|chunk| chunk.capacity).max()?;
+        let limits = LatencyLimits::of(&self.problem.limits);
         let max_chips = self
             .problem
             .limits
@@ -254,9 +300,7 @@ impl<'a> LayoutModel<'a> {
             }
             first = last + 1;
         }
-        if let Some(candidate) = best {
-            findings.best_of_layout(self.stack.accelerator, candidate);
-        }
+        best
     }
 
     #[inline(always)]
@@ -333,7 +377,8 @@ impl<'a> LayoutModel<'a> {
                 findings.feasible += 1;
                 let batch = first + lane as u32;
                 let score = scores[lane];
-                let candidate = || self.candidate(score, tpot_s[lane], chunk.chunk_tokens, batch);
+                let candidate =
+                    || self.candidate(score, tpot_s[lane], ttft_s[lane], chunk.chunk_tokens, batch);
                 if best.as_ref().is_none_or(|known| score <= known.score) {
                     let new = candidate();
                     if best.as_ref().is_none_or(|known| new.order(known).is_lt()) {
@@ -390,6 +435,7 @@ impl<'a> LayoutModel<'a> {
                 candidate: self.candidate(
                     f64::INFINITY,
                     operation.tpot_s,
+                    operation.ttft_s,
                     chunk.chunk_tokens,
                     batch,
                 ),

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::best::{Candidate, Findings, Limit, Miss, Rejections};
+use super::best::{ByMode, Candidate, Findings, Limit, Miss, Rejections, ServingMode};
+use super::fleet::{Handover, PoolAnswer};
 use super::problem::SearchProblem;
 use super::scan::LayoutModel;
 use crate::ops::{OperatorName, Pieces};
-use crate::serving::Layout;
+use crate::serving::{Layout, Speculation};
 
 /// Answer of a search.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -25,6 +26,8 @@ pub struct SearchAnswer {
     pub elapsed_s: f64,
     /// Best layouts, best first.
     pub best: Vec<Solution>,
+    /// Best of each mode that was tried, best first.
+    pub by_mode: Vec<Solution>,
     /// Best of each accelerator, best first.
     pub by_accelerator: Vec<Solution>,
     /// Undominated trade-offs of interactivity against the objective, fastest first.
@@ -53,8 +56,8 @@ pub struct NearestMiss {
 /// A layout as the contract names it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LayoutAnswer {
-    /// `agg`: prefill and decode on the same chips.
-    pub mode: &'static str,
+    /// Whether prefill and decode share chips. The degrees of a disaggregated fleet are those of its decode workers.
+    pub mode: ServingMode,
     /// Tensor parallelism.
     pub tp: u32,
     /// Pipeline stages.
@@ -63,16 +66,48 @@ pub struct LayoutAnswer {
     pub ep: u32,
     /// Attention data parallelism.
     pub attn_dp: u32,
+    /// Prefill pool of a disaggregated fleet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefill: Option<PoolAnswer>,
+    /// Decode pool of a disaggregated fleet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode: Option<PoolAnswer>,
+}
+
+/// Speculative decoding of a solution.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SpeculationAnswer {
+    /// Tokens drafted per step.
+    pub depth: u32,
+    /// Chance that a drafted token is accepted when those before it were.
+    pub acceptance: f64,
+    /// Mean output tokens of a request in a step.
+    pub tokens_per_step: f64,
+    /// The draft model's key; absent = the model's own multi-token-prediction head.
+    pub draft: Option<String>,
+}
+
+/// The best of the other mode on the same accelerator.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct OtherMode {
+    /// The mode.
+    pub mode: ServingMode,
+    /// Its USD per million tokens, input and output together.
+    pub usd_per_m_tokens: f64,
+    /// How much worse it is by the objective: 0.1 = 10%; negative where it is better.
+    pub worse_by: f64,
 }
 
 impl From<Layout> for LayoutAnswer {
     fn from(layout: Layout) -> Self {
         Self {
-            mode: "agg",
+            mode: ServingMode::Agg,
             tp: layout.tp,
             pp: layout.pp,
             ep: layout.ep,
             attn_dp: layout.attn_dp,
+            prefill: None,
+            decode: None,
         }
     }
 }
@@ -166,22 +201,34 @@ pub struct Solution {
     pub why: Binding,
     /// What a decode step waits for, as shares.
     pub step_shares: BTreeMap<&'static str, f64>,
+    /// Speculative decoding; absent = none.
+    pub speculation: Option<SpeculationAnswer>,
+    /// From prefill to decode, in a disaggregated fleet.
+    pub handover: Option<Handover>,
+    /// The best of the other mode on the same accelerator; absent where it was not tried or is not feasible.
+    pub other_mode: Option<OtherMode>,
 }
 
-const BYTES_PER_GB: f64 = 1e9;
-const MS_PER_S: f64 = 1e3;
+pub(super) const BYTES_PER_GB: f64 = 1e9;
+pub(super) const MS_PER_S: f64 = 1e3;
 
 impl SearchAnswer {
     pub(super) fn new(problem: &SearchProblem, findings: &Findings, elapsed_s: f64) -> Self {
         let solve = |candidates: &[Candidate]| -> Vec<Solution> {
             candidates
                 .iter()
-                .map(|candidate| Solution::new(problem, candidate))
+                .map(|candidate| Solution {
+                    other_mode: other_mode(problem, findings, candidate),
+                    ..Solution::new(problem, candidate)
+                })
                 .collect()
         };
+        let better = |modes: &ByMode| modes.iter().flatten().copied().min_by(Candidate::order);
         let mut by_accelerator: Vec<Candidate> =
-            findings.by_accelerator.iter().flatten().copied().collect();
+            findings.by_accelerator.iter().filter_map(better).collect();
         by_accelerator.sort_by(Candidate::order);
+        let mut by_mode: Vec<Candidate> = findings.by_mode.iter().flatten().copied().collect();
+        by_mode.sort_by(Candidate::order);
         Self {
             evaluated: findings.evaluated,
             pruned: findings.pruned,
@@ -189,6 +236,7 @@ impl SearchAnswer {
             rejected: findings.rejected,
             elapsed_s,
             best: solve(findings.top.entries()),
+            by_mode: solve(&by_mode),
             by_accelerator: solve(&by_accelerator),
             frontier: solve(&findings.frontier.points()),
             nearest_miss: findings
@@ -217,8 +265,16 @@ impl Solution {
     /// Evaluates one candidate again, with everything a reader wants to know.
     #[must_use]
     pub fn new(problem: &SearchProblem, candidate: &Candidate) -> Self {
+        candidate
+            .prefill
+            .and_then(|part| Self::disaggregated(problem, candidate, part))
+            .unwrap_or_else(|| Self::aggregated(problem, candidate))
+    }
+
+    fn aggregated(problem: &SearchProblem, candidate: &Candidate) -> Self {
         let lengths = problem.workload.lengths();
-        let model = LayoutModel::new(problem, candidate.stack, candidate.layout, &lengths);
+        let depth = candidate.depth;
+        let model = LayoutModel::new(problem, candidate.stack, candidate.layout, depth, &lengths);
         let batch = f64::from(candidate.batch);
         let steady = model.steady(candidate.chunk_tokens);
         let operation = steady.operation(batch, model.step.decode_step_s(batch));
@@ -274,11 +330,60 @@ impl Solution {
             memory_used_share: used_bytes / model.memory.plannable_bytes,
             why: binding(problem, &model, candidate, &pieces),
             step_shares: shares(&pieces),
+            speculation: speculation_answer(problem, depth),
+            handover: None,
+            other_mode: None,
         }
     }
 }
 
-fn rounded(value: f64) -> u64 {
+/// What a solution says about speculation.
+pub(super) fn speculation_answer(problem: &SearchProblem, depth: u32) -> Option<SpeculationAnswer> {
+    let spec = problem.speculation.as_ref().filter(|_| depth > 0)?;
+    let speculation = Speculation {
+        depth,
+        acceptance: spec.acceptance,
+        draft: spec.draft.as_ref(),
+    };
+    Some(SpeculationAnswer {
+        depth,
+        acceptance: spec.acceptance,
+        tokens_per_step: speculation.tokens_per_step(),
+        draft: spec.draft.as_ref().map(|draft| draft.model.key.clone()),
+    })
+}
+
+/// How the best of the other mode compares: on the same accelerator, or over everything for a fleet on several.
+fn other_mode(
+    problem: &SearchProblem,
+    findings: &Findings,
+    candidate: &Candidate,
+) -> Option<OtherMode> {
+    let accelerator = |stack: usize| problem.stacks[stack].accelerator;
+    let own = accelerator(candidate.stack);
+    let is_mixed = candidate
+        .prefill
+        .is_some_and(|part| accelerator(part.stack) != own);
+    let known = if is_mixed {
+        &findings.by_mode
+    } else {
+        &findings.by_accelerator[own]
+    };
+    let other = known[1 - candidate.mode().index()]?;
+    // A rate that is maximised is kept as its negative.
+    let worse_by = if candidate.score < 0.0 {
+        candidate.score / other.score - 1.0
+    } else {
+        other.score / candidate.score - 1.0
+    };
+    Some(OtherMode {
+        mode: other.mode(),
+        usd_per_m_tokens: Solution::new(problem, &other).usd_per_m_tokens,
+        worse_by,
+    })
+}
+
+pub(super) fn rounded(value: f64) -> u64 {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -289,7 +394,7 @@ fn rounded(value: f64) -> u64 {
 }
 
 /// What the steps wait for, s per decode step; the pieces of each roofline are scaled to its time.
-fn step_pieces(model: &LayoutModel<'_>, batch: f64) -> Pieces {
+pub(super) fn step_pieces(model: &LayoutModel<'_>, batch: f64) -> Pieces {
     let mut total = Pieces::default();
     for operator in &model.step.decode {
         let pieces = operator.pieces(batch);
@@ -312,7 +417,7 @@ fn step_pieces(model: &LayoutModel<'_>, batch: f64) -> Pieces {
     total
 }
 
-fn shares(pieces: &Pieces) -> BTreeMap<&'static str, f64> {
+pub(super) fn shares(pieces: &Pieces) -> BTreeMap<&'static str, f64> {
     let total = pieces.memory_s + pieces.compute_s + pieces.network_s + pieces.latency_s;
     BTreeMap::from([
         ("bandwidth", pieces.memory_s / total),
@@ -348,18 +453,23 @@ fn binding(
         Binding::SloE2e
     } else if next.in_flight > capacity {
         Binding::Memory
-    } else if candidate.batch >= problem.space.max_batch {
+    } else if candidate.batch >= model.max_batch {
         Binding::MaxBatch
     } else {
-        let parts = [
-            (pieces.memory_s, Binding::Bandwidth),
-            (pieces.compute_s, Binding::Compute),
-            (pieces.network_s, Binding::Network),
-            (pieces.latency_s, Binding::Latency),
-        ];
-        parts
-            .into_iter()
-            .max_by(|a, b| a.0.total_cmp(&b.0))
-            .map_or(Binding::Bandwidth, |(_, binding)| binding)
+        largest_share(pieces)
     }
+}
+
+/// What the steps wait for most.
+pub(super) fn largest_share(pieces: &Pieces) -> Binding {
+    let parts = [
+        (pieces.memory_s, Binding::Bandwidth),
+        (pieces.compute_s, Binding::Compute),
+        (pieces.network_s, Binding::Network),
+        (pieces.latency_s, Binding::Latency),
+    ];
+    parts
+        .into_iter()
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map_or(Binding::Bandwidth, |(_, binding)| binding)
 }

@@ -17,6 +17,8 @@ pub struct LayoutSpace {
     pp: Vec<u32>,
     attn_dp: Vec<u32>,
     ep: Vec<u32>,
+    /// Whether `ep` was asked for; else it is all chips of a stage or none.
+    is_ep_given: bool,
     max_chips: u32,
 }
 
@@ -46,6 +48,7 @@ impl LayoutSpace {
             pp: degrees(&spec.pp, STAGES, max_chips),
             attn_dp: degrees(&spec.attn_dp, DEGREES, shared),
             ep: degrees(&spec.ep, DEGREES, shared),
+            is_ep_given: spec.ep.is_some(),
             max_chips,
         }
     }
@@ -89,10 +92,16 @@ impl LayoutSpace {
         Some(index * self.ep.len() + at(&self.ep, layout.ep)?)
     }
 
-    /// Whether the layout is small enough and legal for `model` on `accelerator`.
+    /// Whether the layout is small enough, one that engines run, and legal for `model` on `accelerator`.
+    ///
+    /// Unless asked for, experts are either split over all chips of a stage or cut like dense layers: vLLM and SGLang
+    /// know nothing between, and no published recipe uses it.
     #[must_use]
     pub fn is_legal(&self, layout: Layout, model: &ModelSpec, accelerator: &Accelerator) -> bool {
-        layout.chips() <= self.max_chips && layout.refusal(model, accelerator).is_none()
+        let is_usual = layout.ep == 1 || layout.ep == layout.stage_chips();
+        layout.chips() <= self.max_chips
+            && (self.is_ep_given || is_usual)
+            && layout.refusal(model, accelerator).is_none()
     }
 }
 
@@ -126,6 +135,7 @@ mod tests {
             pp: vec![1, 2],
             attn_dp: vec![1, 8],
             ep: vec![1, 2, 3, 4],
+            is_ep_given: true,
             max_chips: 64,
         };
         for index in 0..space.len() {

@@ -1,5 +1,6 @@
 //! Serving: layouts, memory, step times and the steady state of continuous batching.
 
+pub mod disagg;
 pub mod layout;
 pub mod memory;
 pub mod offline;
@@ -77,4 +78,10 @@ pub struct Stack {
     pub kv_precision: NumberFormat,
     /// Calibrated efficiencies and overheads.
     pub parameters: EngineParameters,
+    /// Most requests that the engine runs at once on an attention rank unless told otherwise; absent = no limit.
+    #[serde(default)]
+    pub max_batch: Option<u32>,
+    /// Stacks of the same group can hand caches to each other.
+    #[serde(default)]
+    pub cache_group: u32,
 }

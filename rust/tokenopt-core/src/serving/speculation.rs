@@ -146,7 +146,7 @@ impl DraftPlan {
                     projection,
                     bytes,
                     accelerator.hbm_bytes_per_s * stack.parameters.weight_bandwidth_efficiency,
-                    accelerator.peak_flops.for_weights(stack.weights.dense)
+                    accelerator.sustained(accelerator.peak_flops.for_weights(stack.weights.dense))
                         * stack.parameters.decode_compute_efficiency,
                     stack.parameters.dense_tile_tokens,
                 )),

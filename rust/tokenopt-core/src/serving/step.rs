@@ -128,6 +128,16 @@ impl StepModel {
     /// Prefill times when prompts are cut into chunks of `chunk_tokens`.
     #[must_use]
     pub fn prefill(&self, chunk_tokens: f64) -> Prefill {
+        self.prefill_sharing(chunk_tokens, self.fused_share)
+    }
+
+    /// [`Self::prefill`] where no decode step shares the weights that a chunk streams.
+    #[must_use]
+    pub fn prefill_alone(&self, chunk_tokens: f64) -> Prefill {
+        self.prefill_sharing(chunk_tokens, 0.0)
+    }
+
+    fn prefill_sharing(&self, chunk_tokens: f64, fused_share: f64) -> Prefill {
         let chunks = (self.prompt_tokens / chunk_tokens).ceil();
         let last = self.prompt_tokens - (chunks - 1.0) * chunk_tokens;
         let full_chunk_s = self.chunk_s(chunk_tokens);
@@ -138,7 +148,7 @@ impl StepModel {
         } else {
             whole_chunks_s
         };
-        let shared_s = self.fused_share * self.chunk_s(0.0);
+        let shared_s = fused_share * self.chunk_s(0.0);
         Prefill {
             chunks,
             alone_s: self.chunk_s(last) + overlapped + self.prompt_core_s + self.prompt_overhead_s,
@@ -333,21 +343,20 @@ impl Builder<'_> {
                 self.fabric.all_reduce(chips, residual_bytes),
             )
         } else if layout.ep > 1 {
-            // A token goes once to each rank that holds one of its experts, in 8 bits out and 16 bits back; the
-            // tensor-parallel chips of an attention rank share its tokens.
+            // In 8 bits out and 16 bits back; the tensor-parallel chips of an attention rank share its tokens.
+            let bytes = residual_bytes / f64::from(layout.tp);
             let ranks = f64::from(layout.ep);
-            let copies = ranks * (1.0 - (1.0 - 1.0 / ranks).powf(top_k));
-            let share = copies / f64::from(layout.tp);
             (
                 OperatorName::ExpertExchange,
                 self.fabric
-                    .all_to_all(chips, 0.5 * residual_bytes * share, residual_bytes * share),
+                    .all_to_all(chips, ranks, top_k, 0.5 * bytes, bytes),
             )
         } else {
             (
                 OperatorName::ExpertExchange,
                 self.fabric.gather_scatter(
                     f64::from(layout.attn_dp),
+                    f64::from(layout.tp),
                     residual_bytes / f64::from(layout.tp),
                 ),
             )

@@ -413,6 +413,7 @@ mod tests {
             chips_per_instance: 8.0,
             replicas_per_instance: 1.0,
             minimum_instances: 1.0,
+            fabric_chips: 8.0,
         };
         let mut spec = spec(1e12);
         spec.reliability.chip_hours_between_failures = 1e12;
@@ -431,6 +432,7 @@ mod tests {
             chips_per_instance: 8.0,
             replicas_per_instance: 0.1,
             minimum_instances: 1.0,
+            fabric_chips: 8.0,
         };
         let mut spec = spec(1e12);
         spec.spare_share = 0.05;
@@ -473,6 +475,7 @@ mod tests {
                 int8: None,
                 fp4: None,
             },
+            matmul_flops: None,
             scale_up: ScaleUp {
                 bytes_per_s: 450e9,
                 domain_chips: 8,

@@ -6,7 +6,7 @@ use tokenopt_core::format::NumberFormat;
 use tokenopt_core::model::{Ffn, Gate, LayerGroup, Mixer, ModelSpec, Scope, WeightFormats};
 use tokenopt_core::money::Demand;
 use tokenopt_core::parameters::EngineParameters;
-use tokenopt_core::search::problem::{Limits, Objective, SpaceSpec};
+use tokenopt_core::search::problem::{DisaggSpec, Limits, Objective, SpaceSpec};
 use tokenopt_core::search::SearchProblem;
 use tokenopt_core::serving::{Stack, Workload};
 
@@ -116,6 +116,7 @@ pub fn accelerator(key: &str, hbm_gb: f64, bytes_per_s: f64, bf16: f64, usd: f64
                 minimum_instances: 1,
                 fabric_chips: None,
                 may_be_withdrawn: false,
+                site: None,
             },
             OfferTerms {
                 id: 1,
@@ -124,6 +125,7 @@ pub fn accelerator(key: &str, hbm_gb: f64, bytes_per_s: f64, bf16: f64, usd: f64
                 minimum_instances: 1,
                 fabric_chips: Some(8),
                 may_be_withdrawn: false,
+                site: None,
             },
         ],
     }
@@ -139,6 +141,8 @@ pub fn problem(model: ModelSpec, accelerators: Vec<Accelerator>) -> SearchProble
                 weights: model.native_formats,
                 kv_precision,
                 parameters: EngineParameters::default(),
+                max_batch: None,
+                cache_group: 0,
             })
         })
         .collect();
@@ -172,6 +176,8 @@ pub fn problem(model: ModelSpec, accelerators: Vec<Accelerator>) -> SearchProble
         top: 5,
         exhaustive: false,
         threads: 1,
+        disagg: DisaggSpec::default(),
+        speculation: None,
         point: None,
     }
 }
