@@ -20,6 +20,9 @@ def simulate(problem_json: str, spec_json: str) -> str:
 def posttrain(problem_json: str) -> str:
     """Searches for a post-training plan; see `PosttrainProblem` and `PosttrainAnswer` in the core."""
 
+def posttraining_steps(works_json: str, switching: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds of post-training steps whose work is known, under the software of each row."""
+
 def count_model(model_json: str) -> str:
     """Counts parameters and bytes of an architecture."""
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from datetime import date
 from typing import Any
 
-from tokenopt.catalog.engines import default_calibration, novelty
 from tokenopt.catalog.models import resolve_model
+from tokenopt.catalog.posttraining import default_posttraining_calibration
 from tokenopt.errors import InfeasibleError, SpecError
 from tokenopt.plugins import PluginRegistry, default_registry
 from tokenopt.posttraining_request import (
@@ -277,10 +277,7 @@ def compile_posttraining(
         "max_chips": request.max_chips,
         "deadline_days": _deadline(request),
         "may_overlap": request.asynchronous,
-        "switching": {
-            "host_bytes_per_s": request.host_gb_per_s * GB,
-            "phase_overhead_s": request.phase_overhead_s,
-        },
+        "switching": _software(request),
         "reliability": {"chip_hours_between_failures": request.mtbf_hours, "restart_s": request.restart_s},
         "checkpoint": {"bytes_per_s_per_chip": request.storage_gb_per_s * GB},
         "placements": [request.placement] if request.placement != "any" else None,
@@ -300,6 +297,16 @@ def compile_posttraining(
         cannot_run=sorted({*cannot_train, *(serving.cannot_run if serving else [])}),
         notes=list(serving.notes) if serving else [],
     )
+
+
+def _software(request: PosttrainRequest) -> dict[str, float]:
+    """What the software adds: calibrated, but for what the user states."""
+    software = default_posttraining_calibration().software(request.software)
+    if request.host_gb_per_s is not None:
+        software["host_bytes_per_s"] = request.host_gb_per_s * GB
+    if request.phase_overhead_s is not None:
+        software["phase_overhead_s"] = request.phase_overhead_s
+    return software
 
 
 def _deadline(request: PosttrainRequest) -> float:
@@ -409,7 +416,8 @@ def _assumptions(request: PosttrainRequest, models: list[Model]) -> list[Assumpt
                     assume(role, models[0].key, f"of the policy's size (--{role})")
         elif request.reward is None and not request.verifier_seconds:
             assume("reward", "verifier", "off the accelerators, its time hidden (--reward, --verifier-seconds)")
-        assume("switching", f"{request.phase_overhead_s:g} s", "engine or trainer waking or sleeping")
+        calibration = default_posttraining_calibration()
+        assume("software", request.software or "mean of all", f"{calibration.name} (--software)")
         assume("rollout precision", "bf16", "weights change every step and are not quantised")
     if request.tokens is None and request.steps == defaults.steps:
         assume("steps", f"{request.steps:g}", "default of --steps")
@@ -516,24 +524,20 @@ def _plan(problem: CompiledPosttraining, rank: int, raw: Mapping[str, Any]) -> P
 
 
 def _interval(problem: CompiledPosttraining, raw: Mapping[str, Any]) -> tuple[float, float, str]:
-    """Factors at P10 and P90: those of serving and of training by what each takes of the step."""
-    stages = [stage for pool in raw["pools"] for stage in pool["stages"]]
-    calibration = default_calibration()
-    total = sum(stage["seconds"] for stage in stages) or 1.0
-    low = high = 0.0
-    bases = set()
-    for stage in stages:
-        if stage["stage"] == "generation" and problem.serving is not None:
-            info = problem.serving.stacks[stage["stack"]]
-            factors = novelty(calibration, info.accelerator, problem.policy.key).factors
-            bases.add(info.basis)
-        else:
-            trainer = problem.trainers[stage["stack"]]
-            factors = trainer.factors
-            bases.add(trainer.basis)
-        low += factors[0] * stage["seconds"] / total
-        high += factors[1] * stage["seconds"] / total
-    return low, high, "uncalibrated" if "uncalibrated" in bases else "calibrated"
+    """Factors at P10 and P90, and their basis.
+
+    With a rollout: the residual spread of measured steps whose model was not in the fit; without: of the training model.
+    """
+    if problem.serving is not None:
+        calibration = default_posttraining_calibration()
+        factor = math.exp(_P90_OF_NORMAL * calibration.spread)
+        return 1.0 / factor, factor, calibration.basis
+    trainer = problem.trainers[raw["pools"][0]["stages"][0]["stack"]]
+    return (*trainer.factors, trainer.basis)
+
+
+_P90_OF_NORMAL = 1.2816
+"""Standard normal quantile at 90%."""
 
 
 def _plans(problem: CompiledPosttraining, raw: list[Mapping[str, Any]]) -> list[PosttrainPlan]:

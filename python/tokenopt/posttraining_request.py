@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from tokenopt import fields as given
+from tokenopt.catalog.posttraining import default_posttraining_calibration
 from tokenopt.errors import SpecError
 from tokenopt.records import Term
 from tokenopt.request import DEFAULT_PUE, UNSURE_TERMS
@@ -60,8 +61,9 @@ class PosttrainRequest:
         deadline_days: Limit on the wall time; None = 30 days.
         max_chips: Most chips that may be paid for.
         top: Plans in `best`.
-        host_gb_per_s: Rate at which a chip moves state to host memory and back, GB/s.
-        phase_overhead_s: Waking and sleeping when a pool changes its stage, s.
+        software: Post-training software whose calibration is used; empty = the mean of all.
+        host_gb_per_s: Rate at which a chip moves state to host memory and back, GB/s; None = calibrated.
+        phase_overhead_s: Waking and sleeping when a pool changes its stage, s; None = calibrated.
         mtbf_hours, restart_s, storage_gb_per_s: As of a training run.
         hardware, vendor, announced, provider, region, term, spot, price, prices_max_age, tco, pue: As of a search.
     """
@@ -94,8 +96,9 @@ class PosttrainRequest:
     deadline_days: float | None = None
     max_chips: int = 256
     top: int = 10
-    host_gb_per_s: float = 25.0
-    phase_overhead_s: float = 3.0
+    software: str = ""
+    host_gb_per_s: float | None = None
+    phase_overhead_s: float | None = None
     mtbf_hours: float = 50_700.0
     restart_s: float = 600.0
     storage_gb_per_s: float = 0.122
@@ -136,6 +139,9 @@ def checked_posttraining(request: PosttrainRequest) -> PosttrainRequest:
         SpecError: Names the field, its value and what is legal.
     """
     request = replace(request, **_typed(request))
+    known = default_posttraining_calibration().stacks
+    if request.software:
+        given.choice("software", request.software, tuple(known))
     for name, most in (
         ("prompts", 1e7), ("samples", 1e5), ("oversample", 100.0), ("prompt_len", _MAX_TOKENS),
         ("response_len", _MAX_TOKENS), ("max_response_len", _MAX_TOKENS), ("steps", 1e9), ("tokens", 1e17),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +56,7 @@ def test_sharing_pays_for_switching_and_overlap_for_waiting(tokenopt: Run) -> No
     seconds = sum(stage["seconds"] for stage in shared["pools"][0]["stages"])
     assert shared["switch_s"] > 0
     assert shared["step_time_s"] > seconds + shared["switch_s"]
+    assert shared["weight_sync_s"] > 0
     # Overlapped pools wait for the slower one only, so that at least one of them always works.
     overlapped = plans["split", True]
     assert max(pool["busy"] for pool in overlapped["pools"]) > 0.95
@@ -100,7 +103,29 @@ def test_the_api_gives_what_serving_has_to_earn_back() -> None:
     assert result.usd_per_run == pytest.approx(result.best[0].usd_per_m_tokens * 1e3)
 
 
+STEPS = Path(__file__).parent / "data" / "rl_steps.csv"
+"""Published steps: NVIDIA NeMo-RL performance summary v0.5 and v0.6, verl fully_async.md."""
+
+
+def test_measured_steps_are_predicted_scored_and_fitted(tokenopt: Run, tmp_path: Path) -> None:
+    process = tokenopt("validate", "posttraining", "--data", str(STEPS), "--rows", "out.csv", "--format", "json")
+    answer = answer_of(process)
+    assert answer["scores"]["all"]["rows"] == 5
+    assert answer["scores"]["nemo-rl"]["median"] < 30
+    assert set(answer["refused"]) == {"f", "g"}
+    rows = {row["id"]: row for row in csv.DictReader((tmp_path / "out.csv").read_text().splitlines())}
+    assert float(rows["b"]["pred_step_time_s"]) < float(rows["a"]["pred_step_time_s"])
+    assert float(rows["a"]["tokens_per_s_per_chip"]) == pytest.approx(2048 * 1019 / 92.8 / 16, rel=1e-3)
+    assert rows["g"]["reason"] == "no gpu is printed"
+    assert tokenopt("calibrate", "posttraining", "--data", str(STEPS), "--out", "new.toml").returncode == 0
+    assert "[stack.nemo-rl]" in (tmp_path / "new.toml").read_text()
+    broken = tokenopt("validate", "posttraining", "--data", str(STEPS), "--leave-out", "moon")
+    assert broken.returncode == 2
+    assert "expected model, stack, group, row" in broken.stderr
+
+
 USAGE = {
+    "unknown software": (("--software", "nemo"), "nemo-rl"),
     "unknown policy": (("--policy", "llama-3.1-9b"), "llama-3.1-8b"),
     "unknown algorithm": (("--algorithm", "rlhf"), "grpo"),
     "unknown placement": (("--placement", "together"), "colocated"),

@@ -8,11 +8,15 @@ import click
 
 from tokenopt.cli import say
 from tokenopt.cli.options import debug_option
+from tokenopt.cli.posttraining_measured import calibrate_posttraining
 
 
 @click.group("calibrate")
 def command() -> None:
     """Fit the physical parameters to measured rows."""
+
+
+command.add_command(calibrate_posttraining)
 
 
 @command.command("serving")

@@ -92,20 +92,13 @@ from tokenopt.errors import PluginError
 @click.option("--max-chips", type=int, default=256, show_default=True, help="Most chips that may be paid for.")
 @chip_options
 @price_options
-@click.option(
-    "--host-gb-per-s",
-    type=float,
-    default=25.0,
-    show_default=True,
-    help="Rate at which a chip moves state to host memory and back, GB/s.",
-)
-@click.option(
-    "--phase-overhead-s",
-    type=float,
-    default=3.0,
-    show_default=True,
-    help="Waking and sleeping when a pool changes its stage, s.",
-)
+@click.option("--software", default="", metavar="NAME",
+              help="Post-training software whose calibration is used (nemo-rl, verl, openrlhf ...); the mean of all by "
+              "default.")  # fmt: skip
+@click.option("--host-gb-per-s", type=float,
+              help="Rate at which a chip moves state to host memory and back, GB/s; calibrated by default.")  # fmt: skip
+@click.option("--phase-overhead-s", type=float,
+              help="Waking and sleeping when a pool changes its stage, s; calibrated by default.")  # fmt: skip
 @click.option(
     "--mtbf-hours",
     type=float,

@@ -9,11 +9,15 @@ import click
 
 from tokenopt.cli import say
 from tokenopt.cli.options import debug_option
+from tokenopt.cli.posttraining_measured import validate_posttraining
 
 
 @click.group("validate")
 def command() -> None:
     """Score predictions against measured rows."""
+
+
+command.add_command(validate_posttraining)
 
 
 @command.command("serving")

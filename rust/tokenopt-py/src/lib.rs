@@ -24,6 +24,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(money::odds, module)?)?;
     module.add_function(wrap_pyfunction!(training::train, module)?)?;
     module.add_function(wrap_pyfunction!(posttraining::posttrain, module)?)?;
+    module.add_function(wrap_pyfunction!(posttraining::posttraining_steps, module)?)?;
     module.add_function(wrap_pyfunction!(training::training_parameters, module)?)?;
     module.add_class::<training::TrainingRows>()?;
     Ok(())

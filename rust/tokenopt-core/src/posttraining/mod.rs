@@ -9,4 +9,6 @@ pub mod problem;
 pub mod stages;
 
 pub use plan::{posttrain, PosttrainAnswer, PosttrainPlan, StageCost};
-pub use problem::{PassKind, PassSpec, Placement, PosttrainProblem, Rollout, Switching};
+pub use problem::{
+    PassKind, PassSpec, Placement, PlanObjective, PosttrainProblem, Rollout, StepWork, Switching,
+};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering as Order};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::problem::{PassKind, Placement, PosttrainProblem};
+use super::problem::{PassKind, Placement, PlanObjective, PosttrainProblem, StepWork, Switching};
 use super::stages::{self, StageLayout, StageTime};
 use crate::count::count;
 use crate::error::CoreError;
@@ -164,6 +164,8 @@ pub struct PosttrainPlan {
     pub goodput: f64,
     /// Tokens trained on per second and chip paid for.
     pub tokens_per_s_per_chip: f64,
+    /// What its pools do, before the software's additions.
+    pub work: StepWork,
 }
 
 /// Everything one pool can do: its price and the time of each stage.
@@ -201,10 +203,15 @@ pub fn posttrain(
             let node = accelerator.chips_per_node.max(1);
             let parts = [1, 2, 4].into_iter().filter(move |part| *part < node);
             let whole = NODES.iter().map(move |count| count.saturating_mul(node));
-            parts
-                .chain(whole)
+            let sizes: Vec<u32> = match &problem.pool_chips {
+                Some(sizes) => sizes.clone(),
+                None => parts.chain(whole).collect(),
+            };
+            sizes
+                .into_iter()
                 .filter(|chips| *chips <= problem.max_chips)
                 .map(move |chips| (index, chips))
+                .collect::<Vec<_>>()
         })
         .collect();
     let pools: Vec<Pool> = sizes
@@ -272,17 +279,7 @@ fn pool(
                 .enumerate()
                 .filter_map(|(index, stack)| {
                     (stack.accelerator == accelerator_index)
-                        .then(|| {
-                            stages::generation(
-                                &problem.models[0],
-                                accelerator,
-                                stack,
-                                index,
-                                rollout,
-                                problem.max_batch,
-                                chips,
-                            )
-                        })
+                        .then(|| stages::generation(problem, rollout, index, chips))
                         .flatten()
                 }),
         )
@@ -345,29 +342,57 @@ impl Duty {
     }
 }
 
-/// A pool with a duty and the time its stages take.
+/// A pool with a duty, what it has to do for it, and the time that takes.
 struct Candidate<'a> {
     pool: &'a Pool,
     duty: Duty,
+    work: PoolWork,
     seconds: f64,
 }
 
+/// What a pool's duty takes, as the models say.
+#[derive(Debug, Clone, Copy, Default)]
+struct PoolWork {
+    /// On the accelerators, s.
+    seconds: f64,
+    /// Off them, s.
+    external_s: f64,
+    /// Changes of stage.
+    changes: f64,
+}
+
 impl<'a> PlanSearch<'a> {
-    /// Seconds of a pool's duty; None when it cannot do it. A pool that changes between passes pays for it.
-    fn seconds(&self, pool: &Pool, duty: Duty) -> Option<f64> {
+    /// What a pool's duty takes; None when it cannot do it.
+    fn work(&self, pool: &Pool, duty: Duty) -> Option<PoolWork> {
+        let mut work = PoolWork::default();
         if duty == Duty::Generate {
-            return pool.generation.map(|stage| stage.seconds);
+            work.seconds = pool.generation?.seconds;
+            return Some(work);
         }
-        let mut total = 0.0;
-        let mut count = 0;
+        let mut stages = 0.0;
         for (spec, time) in self.problem.passes.iter().zip(&pool.passes) {
             if duty.takes(&spec.kind) {
-                total += (*time)?.seconds;
-                count += 1;
+                let seconds = (*time)?.seconds;
+                if matches!(spec.kind, PassKind::External { .. }) {
+                    work.external_s += seconds;
+                } else {
+                    work.seconds += seconds;
+                    stages += 1.0;
+                }
             }
         }
-        let changes = f64::from((count - 1).max(0)) * self.problem.switching.phase_overhead_s;
-        Some(total + changes)
+        work.changes = f64::max(stages - 1.0, 0.0);
+        Some(work)
+    }
+
+    /// Seconds of a pool's duty.
+    fn seconds(&self, duty: Duty, work: &PoolWork) -> f64 {
+        let switching = &self.problem.switching;
+        if duty == Duty::Generate {
+            switching.generation_factor * work.seconds
+        } else {
+            switching.pool_s(work.seconds, work.changes) + work.external_s
+        }
     }
 
     /// Pools worth having for a duty: none is cheaper, faster and smaller at once.
@@ -375,10 +400,11 @@ impl<'a> PlanSearch<'a> {
         let mut all: Vec<Candidate<'b>> = pools
             .iter()
             .filter_map(|pool| {
-                self.seconds(pool, duty).map(|seconds| Candidate {
+                self.work(pool, duty).map(|work| Candidate {
                     pool,
                     duty,
-                    seconds,
+                    work,
+                    seconds: self.seconds(duty, &work),
                 })
             })
             .collect();
@@ -401,28 +427,18 @@ impl<'a> PlanSearch<'a> {
         kept
     }
 
-    fn sync_s(&self, generating: &Pool, is_shared: bool, chips: f64) -> f64 {
-        let Some(stage) = generating.generation else {
-            return 0.0;
-        };
-        let replica = match stage.layout {
-            StageLayout::Serving { layout, .. } => f64::from(layout.chips()),
-            _ => 1.0,
-        };
-        stages::weight_sync_s(
+    fn refit_s(&self, generating: &Pool, reach_chips: f64) -> f64 {
+        stages::refit_s(
             &self.problem.models[0],
             &self.problem.accelerators[generating.accelerator],
-            &self.problem.engines[stage.stack],
-            replica,
-            is_shared,
-            chips,
+            reach_chips,
         )
     }
 
     fn colocated(&mut self, pools: &[Pool]) {
         let has_rollout = self.problem.rollout.is_some();
         for pool in pools {
-            let Some(passes_s) = self.seconds(pool, Duty::ScoreAndUpdate) else {
+            let Some(passes) = self.work(pool, Duty::ScoreAndUpdate) else {
                 continue;
             };
             let generation_s = match (has_rollout, pool.generation) {
@@ -430,35 +446,30 @@ impl<'a> PlanSearch<'a> {
                 (true, Some(stage)) => stage.seconds,
                 (true, None) => continue,
             };
-            let (switch_s, sync_s) = if has_rollout {
-                // Trainer state goes out for the rollout and comes back; the engine sleeps and wakes.
-                let switching = &self.problem.switching;
-                let state: f64 = pool
-                    .passes
-                    .iter()
-                    .flatten()
-                    .map(|time| time.state_bytes)
-                    .sum();
-                let moves = 2.0 * state / switching.host_bytes_per_s;
-                let sync = self.sync_s(pool, true, f64::from(pool.used));
-                (moves + 2.0 * switching.phase_overhead_s, sync)
-            } else {
-                (0.0, 0.0)
+            let mut work = StepWork {
+                generation_s,
+                training_s: passes.seconds,
+                external_s: passes.external_s,
+                training_changes: passes.changes,
+                ..StepWork::default()
             };
+            if has_rollout {
+                // Trainer state goes out for the rollout and comes back; the engine sleeps and wakes.
+                let times = pool.passes.iter().flatten();
+                work.moved_bytes = 2.0 * times.map(|time| time.state_bytes).sum::<f64>();
+                work.training_changes += 2.0;
+                work.refit_s = self.refit_s(pool, f64::from(pool.used));
+            }
+            let switching = &self.problem.switching;
+            let seconds = self.seconds(Duty::ScoreAndUpdate, &passes)
+                + switching.generation_factor * generation_s;
             let candidate = Candidate {
                 pool,
                 duty: Duty::ScoreAndUpdate,
-                seconds: passes_s + generation_s,
+                work: passes,
+                seconds,
             };
-            let step_s = passes_s + generation_s + switch_s + sync_s;
-            self.consider(
-                Placement::Colocated,
-                false,
-                &[&candidate],
-                step_s,
-                switch_s,
-                sync_s,
-            );
+            self.consider(Placement::Colocated, &[&candidate], &work);
         }
     }
 
@@ -497,12 +508,25 @@ impl<'a> PlanSearch<'a> {
                     .iter()
                     .all(|c| c.pool.accelerator == chosen[0].pool.accelerator);
                 let reach = if is_alike { chips } else { f64::INFINITY };
-                let sync_s = self.sync_s(chosen[0].pool, false, reach);
-                let sum: f64 = chosen.iter().map(|candidate| candidate.seconds).sum();
-                self.consider(placement, false, &chosen, sum + sync_s, 0.0, sync_s);
+                let (last, scoring) = match chosen.as_slice() {
+                    [_, scoring, last] => (last.work, scoring.work),
+                    [_, last] => (last.work, PoolWork::default()),
+                    _ => return,
+                };
+                let mut work = StepWork {
+                    generation_s: chosen[0].work.seconds,
+                    scoring_s: scoring.seconds,
+                    training_s: last.seconds,
+                    external_s: scoring.external_s + last.external_s,
+                    scoring_changes: scoring.changes,
+                    training_changes: last.changes,
+                    refit_s: self.refit_s(chosen[0].pool, reach),
+                    ..StepWork::default()
+                };
+                self.consider(placement, &chosen, &work);
                 if self.problem.may_overlap {
-                    let most = chosen.iter().map(|c| c.seconds).fold(0.0, f64::max);
-                    self.consider(placement, true, &chosen, most + sync_s, 0.0, sync_s);
+                    work.is_overlapped = true;
+                    self.consider(placement, &chosen, &work);
                 }
             }
             if !advance(&mut places, &options) {
@@ -512,17 +536,11 @@ impl<'a> PlanSearch<'a> {
     }
 
     /// Prices a plan and keeps it where it is the best of its kind.
-    fn consider(
-        &mut self,
-        placement: Placement,
-        is_overlapped: bool,
-        chosen: &[&Candidate<'_>],
-        step_s: f64,
-        switch_s: f64,
-        sync_s: f64,
-    ) {
+    fn consider(&mut self, placement: Placement, chosen: &[&Candidate<'_>], work: &StepWork) {
         self.plans += 1;
         let problem = self.problem;
+        let step_s = problem.switching.step_s(work);
+        let is_overlapped = work.is_overlapped;
         let usd_per_hr: f64 = chosen.iter().map(|c| c.pool.usd_per_hr).sum();
         let used: f64 = chosen.iter().map(|c| f64::from(c.pool.used)).sum();
         let goodput = self.goodput(used);
@@ -533,15 +551,7 @@ impl<'a> PlanSearch<'a> {
         if is_late {
             let is_nearer = self.nearest.as_ref().is_none_or(|known| days < known.days);
             if is_nearer && self.feasible == 0 {
-                self.nearest = Some(self.plan(
-                    placement,
-                    is_overlapped,
-                    chosen,
-                    step_s,
-                    switch_s,
-                    sync_s,
-                    goodput,
-                ));
+                self.nearest = Some(self.plan(placement, chosen, work, goodput));
             }
             return;
         }
@@ -557,22 +567,24 @@ impl<'a> PlanSearch<'a> {
                     .all(|(pool, c)| pool.accelerator == c.pool.accelerator)
         };
         match self.kept.iter().position(is_same_kind) {
-            Some(place) if self.kept[place].usd_per_run <= usd => {}
+            Some(place)
+                if self.score(self.kept[place].usd_per_run, self.kept[place].days)
+                    <= self.score(usd, days) => {}
             place => {
-                let plan = self.plan(
-                    placement,
-                    is_overlapped,
-                    chosen,
-                    step_s,
-                    switch_s,
-                    sync_s,
-                    goodput,
-                );
+                let plan = self.plan(placement, chosen, work, goodput);
                 match place {
                     Some(place) => self.kept[place] = plan,
                     None => self.kept.push(plan),
                 }
             }
+        }
+    }
+
+    /// What the search minimises.
+    fn score(&self, usd: f64, days: f64) -> f64 {
+        match self.problem.objective {
+            PlanObjective::Cost => usd,
+            PlanObjective::Time => days,
         }
     }
 
@@ -594,21 +606,22 @@ impl<'a> PlanSearch<'a> {
         Goodput::new(rate, recovery_s, stall_s, problem.checkpoint.interval_s).share
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "what `consider` has worked out already"
-    )]
     fn plan(
         &self,
         placement: Placement,
-        is_overlapped: bool,
         chosen: &[&Candidate<'_>],
-        step_s: f64,
-        switch_s: f64,
-        sync_s: f64,
+        work: &StepWork,
         goodput: f64,
     ) -> PosttrainPlan {
         let problem = self.problem;
+        let switching = &problem.switching;
+        let step_s = switching.step_s(work);
+        let generation_s = switching.generation_factor * work.generation_s;
+        let shared_changes = if placement == Placement::Colocated && problem.rollout.is_some() {
+            2.0
+        } else {
+            0.0
+        };
         let usd_per_hr: f64 = chosen.iter().map(|c| c.pool.usd_per_hr).sum();
         let chips: f64 = chosen.iter().map(|c| c.pool.chips).sum();
         let wall_s = step_s * problem.steps / goodput;
@@ -620,17 +633,16 @@ impl<'a> PlanSearch<'a> {
             .iter()
             .map(|c| c.pool.chips * problem.accelerators[c.pool.accelerator].power_w)
             .sum();
-        let generation_s = chosen[0].pool.generation.map_or(0.0, |stage| stage.seconds);
         PosttrainPlan {
             placement,
-            is_overlapped,
+            is_overlapped: work.is_overlapped,
             pools: chosen
                 .iter()
                 .map(|candidate| self.pool_answer(placement, candidate, step_s))
                 .collect(),
             step_time_s: step_s,
-            switch_s,
-            weight_sync_s: sync_s,
+            switch_s: switching.moving_s(work) + shared_changes * switching.phase_overhead_s,
+            weight_sync_s: switching.refit_s(work),
             generation_share: (generation_s / step_s).min(1.0),
             chips,
             usd_per_hr,
@@ -642,6 +654,7 @@ impl<'a> PlanSearch<'a> {
             kwh_per_run: power_w / W_PER_KW * hours,
             goodput,
             tokens_per_s_per_chip: tokens / step_s / chips,
+            work: *work,
         }
     }
 
@@ -656,12 +669,14 @@ impl<'a> PlanSearch<'a> {
         if candidate.duty == Duty::Generate || placement == Placement::Colocated {
             stages.extend(
                 pool.generation
-                    .map(|time| stage_cost(GENERATION, pool, &time)),
+                    .map(|time| stage_cost(GENERATION, pool, &time, &self.problem.switching)),
             );
         }
         for (spec, time) in self.problem.passes.iter().zip(&pool.passes) {
             if candidate.duty.takes(&spec.kind) {
-                stages.extend(time.map(|time| stage_cost(&spec.name, pool, &time)));
+                stages.extend(
+                    time.map(|time| stage_cost(&spec.name, pool, &time, &self.problem.switching)),
+                );
             }
         }
         PoolAnswer {
@@ -676,9 +691,15 @@ impl<'a> PlanSearch<'a> {
     }
 
     fn answer(mut self, pools: &[Pool], evaluated: u64) -> PosttrainAnswer {
+        let objective = self.problem.objective;
+        let score = |plan: &PosttrainPlan| match objective {
+            PlanObjective::Cost => plan.usd_per_run,
+            PlanObjective::Time => plan.days,
+        };
         let order = |a: &PosttrainPlan, b: &PosttrainPlan| {
-            a.usd_per_run
-                .total_cmp(&b.usd_per_run)
+            score(a)
+                .total_cmp(&score(b))
+                .then(a.usd_per_run.total_cmp(&b.usd_per_run))
                 .then(a.days.total_cmp(&b.days))
                 .then(a.placement.cmp(&b.placement))
         };
@@ -724,10 +745,13 @@ impl<'a> PlanSearch<'a> {
         let mut add = |name: &str, of: &dyn Fn(&Pool) -> Option<StageTime>| {
             let mut best: Vec<StageCost> = Vec::new();
             for pool in pools {
-                let Some(time) = of(pool).filter(|time| time.seconds <= most_s) else {
+                let Some(time) = of(pool) else {
                     continue;
                 };
-                let cost = stage_cost(name, pool, &time);
+                let cost = stage_cost(name, pool, &time, &problem.switching);
+                if cost.seconds > most_s {
+                    continue;
+                }
                 match best
                     .iter()
                     .position(|known| known.accelerator == pool.accelerator)
@@ -764,14 +788,20 @@ fn advance(places: &mut [usize], options: &[Vec<Candidate<'_>>]) -> bool {
     false
 }
 
-fn stage_cost(name: &str, pool: &Pool, time: &StageTime) -> StageCost {
+fn stage_cost(name: &str, pool: &Pool, time: &StageTime, switching: &Switching) -> StageCost {
+    let factor = match time.layout {
+        StageLayout::Serving { .. } => switching.generation_factor,
+        StageLayout::Training(_) => switching.training_factor,
+        StageLayout::Host => 1.0,
+    };
+    let seconds = factor * time.seconds;
     StageCost {
         stage: name.to_owned(),
         accelerator: pool.accelerator,
         stack: time.stack,
         chips: pool.chips,
-        seconds: time.seconds,
-        usd_per_step: pool.usd_per_hr * time.seconds / SECONDS_PER_HOUR,
+        seconds,
+        usd_per_step: pool.usd_per_hr * seconds / SECONDS_PER_HOUR,
         offer: pool.offer,
         layout: (&time.layout).into(),
     }

@@ -7,7 +7,7 @@ use crate::error::{require_positive, require_within, CoreError};
 use crate::model::ModelSpec;
 use crate::serving::Stack;
 use crate::training::run::{Checkpointing, Reliability};
-use crate::training::search::problem::MOST_CHIPS;
+use crate::training::search::problem::{TrainSpaceSpec, MOST_CHIPS};
 use crate::training::search::TrainStack;
 use crate::training::{OptimizerState, Recipe};
 
@@ -47,6 +47,18 @@ pub struct PosttrainProblem {
     /// Placements that compete; absent = all.
     #[serde(default)]
     pub placements: Option<Vec<Placement>>,
+    /// What "best" means.
+    #[serde(default)]
+    pub objective: PlanObjective,
+    /// Sizes of pools that are tried, chips; absent = parts and multiples of a node.
+    #[serde(default)]
+    pub pool_chips: Option<Vec<u32>>,
+    /// Tensor parallelism of engines that is tried; absent = all.
+    #[serde(default)]
+    pub engine_tp: Option<Vec<u32>>,
+    /// Training layouts that are tried; absent axes = all.
+    #[serde(default)]
+    pub trainer_space: TrainSpaceSpec,
     /// What lies between stages.
     #[serde(default)]
     pub switching: Switching,
@@ -70,6 +82,17 @@ fn ten() -> usize {
 
 fn default_batch() -> u32 {
     1024
+}
+
+/// What a search for a plan minimises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlanObjective {
+    /// USD of the run.
+    #[default]
+    Cost,
+    /// Wall time.
+    Time,
 }
 
 /// How stages share chips.
@@ -141,24 +164,109 @@ pub enum PassKind {
     },
 }
 
-/// What lies between stages.
+/// What the software of a step adds to what its operators take.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Switching {
+    /// Time of generation over that of the serving model.
+    pub generation_factor: f64,
+    /// Time of scoring and updates over that of the training model on even, full batches.
+    pub training_factor: f64,
     /// Rate at which a chip moves state to host memory and back, bytes/s.
-    ///
-    /// Source: PCIe 4.0 x16, 32 GB/s one direction, less protocol.
     pub host_bytes_per_s: f64,
     /// Waking, sleeping and rebuilding of an engine or trainer when a pool changes its stage, s.
     pub phase_overhead_s: f64,
+    /// Share of the link rate at which trainers hand weights to engines.
+    pub refit_efficiency: f64,
 }
 
 impl Default for Switching {
     fn default() -> Self {
         Self {
+            generation_factor: 1.0,
+            training_factor: 1.0,
             host_bytes_per_s: 25e9,
             phase_overhead_s: 3.0,
+            refit_efficiency: 0.4,
         }
+    }
+}
+
+/// What the pools of a step do, as the models of serving and training say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepWork {
+    /// Generation, s.
+    pub generation_s: f64,
+    /// Scoring on a pool of its own, s; 0 when the pool that updates also scores.
+    pub scoring_s: f64,
+    /// All other scoring and updates, s.
+    pub training_s: f64,
+    /// Time off the accelerators, s.
+    pub external_s: f64,
+    /// Changes of stage in a scoring pool.
+    pub scoring_changes: f64,
+    /// Changes of stage in the pool that updates, those from and to generation included.
+    pub training_changes: f64,
+    /// Weights over the link rate, s.
+    pub refit_s: f64,
+    /// State a chip moves to the host and back, bytes.
+    pub moved_bytes: f64,
+    /// Whether pools work at the same time.
+    pub is_overlapped: bool,
+}
+
+impl Switching {
+    /// Seconds of a step.
+    ///
+    /// Source: a synchronous step is the sum of its stages, an overlapped one the longest of its pools; weights, moved
+    /// state and changes of stage come on top.
+    #[inline(always)]
+    #[must_use]
+    pub fn step_s(&self, work: &StepWork) -> f64 {
+        let generation_s = self.generation_factor * work.generation_s;
+        let scoring_s = self.pool_s(work.scoring_s, work.scoring_changes);
+        let training_s = self.pool_s(work.training_s, work.training_changes) + work.external_s;
+        let busy_s = if work.is_overlapped {
+            generation_s.max(scoring_s).max(training_s)
+        } else {
+            generation_s + scoring_s + training_s
+        };
+        busy_s + self.refit_s(work) + self.moving_s(work)
+    }
+
+    /// Seconds of a pool that scores or updates.
+    #[inline(always)]
+    #[must_use]
+    pub fn pool_s(&self, seconds: f64, changes: f64) -> f64 {
+        self.training_factor * seconds + self.phase_overhead_s * changes
+    }
+
+    /// Seconds until new weights are in the engines.
+    #[inline(always)]
+    #[must_use]
+    pub fn refit_s(&self, work: &StepWork) -> f64 {
+        work.refit_s / self.refit_efficiency
+    }
+
+    /// Seconds in which state goes to the host and comes back.
+    #[inline(always)]
+    #[must_use]
+    pub fn moving_s(&self, work: &StepWork) -> f64 {
+        work.moved_bytes / self.host_bytes_per_s
+    }
+
+    /// Checks every figure.
+    ///
+    /// # Errors
+    /// [`CoreError::BadInput`] naming the field.
+    pub fn validate(&self) -> Result<(), CoreError> {
+        require_within("generation_factor", self.generation_factor, 0.01, 100.0)?;
+        require_within("training_factor", self.training_factor, 0.01, 100.0)?;
+        require_positive("host_bytes_per_s", self.host_bytes_per_s)?;
+        require_within("phase_overhead_s", self.phase_overhead_s, 0.0, 1e5)?;
+        require_within("refit_efficiency", self.refit_efficiency, 0.001, 100.0)?;
+        Ok(())
     }
 }
 
@@ -252,13 +360,15 @@ impl PosttrainProblem {
                 1e9,
             )?;
         }
-        require_positive("host_bytes_per_s", self.switching.host_bytes_per_s)?;
-        require_within(
-            "phase_overhead_s",
-            self.switching.phase_overhead_s,
-            0.0,
-            1e5,
-        )?;
+        for (name, values) in [
+            ("pool_chips", &self.pool_chips),
+            ("engine_tp", &self.engine_tp),
+        ] {
+            for value in values.iter().flatten() {
+                require_within(name, f64::from(*value), 1.0, f64::from(MOST_CHIPS))?;
+            }
+        }
+        self.switching.validate()?;
         for pass in &self.passes {
             if pass.model >= self.models.len() {
                 return Err(CoreError::bad_input(
@@ -316,6 +426,30 @@ mod tests {
         for (count, expected) in [(10.0, 1.539), (100.0, 2.508), (1000.0, 3.241)] {
             assert!((largest_normal(count) - expected).abs() < 0.2, "{count}");
         }
+    }
+
+    #[test]
+    fn a_step_adds_up_and_overlap_takes_the_longest() {
+        let switching = Switching {
+            generation_factor: 1.5,
+            training_factor: 2.0,
+            host_bytes_per_s: 1e9,
+            phase_overhead_s: 1.0,
+            refit_efficiency: 0.5,
+        };
+        let mut work = StepWork {
+            generation_s: 10.0,
+            training_s: 6.0,
+            training_changes: 3.0,
+            refit_s: 2.0,
+            moved_bytes: 5e9,
+            ..StepWork::default()
+        };
+        // 15 + 12 + 3 + 4 + 5
+        assert!((switching.step_s(&work) - 39.0).abs() < 1e-12);
+        // max(15, 15) + 4 + 5
+        work.is_overlapped = true;
+        assert!((switching.step_s(&work) - 24.0).abs() < 1e-12);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::model::ModelSpec;
 use crate::search::problem::SpaceSpec;
 use crate::search::space::LayoutSpace;
 use crate::serving::offline::Saturated;
-use crate::serving::{Layout, MemoryPlan, Stack, StepModel};
+use crate::serving::{Layout, MemoryPlan, StepModel};
 use crate::training::pipeline::{bubble_s, StageTimes};
 use crate::training::run::{Reliability, RunSpec};
 use crate::training::search::best::TrainCandidate;
@@ -55,17 +55,29 @@ pub struct StageTime {
     pub stack: usize,
 }
 
-/// Context-parallel ranks are not tried: sequences of post-training fit a chip once weights are split.
-fn space() -> TrainSpaceSpec {
+/// What is tried where nothing else is wanted: sequences of post-training are short, so that few degrees matter.
+fn space(wanted: &TrainSpaceSpec) -> TrainSpaceSpec {
+    let or = |values: &Option<Vec<u32>>, default: &[u32]| {
+        Some(values.clone().unwrap_or_else(|| default.to_vec()))
+    };
     TrainSpaceSpec {
-        pp: Some(vec![1, 2, 4, 8, 16]),
-        vpp: Some(vec![1]),
-        cp: Some(vec![1, 2, 4]),
-        micro_batch: Some(vec![1, 2, 4, 8, 16]),
-        sharding: Some(vec![Sharding::Zero1, Sharding::Zero3]),
-        recompute: Some(vec![Recompute::None, Recompute::Selective, Recompute::Full]),
-        schedule: Some(vec![Schedule::OneForwardOneBackward]),
-        ..TrainSpaceSpec::default()
+        pp: or(&wanted.pp, &[1, 2, 4, 8, 16]),
+        vpp: or(&wanted.vpp, &[1]),
+        cp: or(&wanted.cp, &[1, 2, 4]),
+        micro_batch: or(&wanted.micro_batch, &[1, 2, 4, 8, 16]),
+        sharding: wanted
+            .sharding
+            .clone()
+            .or_else(|| Some(vec![Sharding::Zero1, Sharding::Zero3])),
+        recompute: wanted
+            .recompute
+            .clone()
+            .or_else(|| Some(vec![Recompute::None, Recompute::Selective, Recompute::Full])),
+        schedule: wanted
+            .schedule
+            .clone()
+            .or_else(|| Some(vec![Schedule::OneForwardOneBackward])),
+        ..wanted.clone()
     }
 }
 
@@ -82,21 +94,22 @@ const CHUNK_TOKENS: f64 = 8192.0;
 /// Assumes: answers are spread evenly over replicas; caches are reserved at the mean length.
 #[must_use]
 pub fn generation(
-    model: &ModelSpec,
-    accelerator: &Accelerator,
-    stack: &Stack,
-    stack_index: usize,
+    problem: &PosttrainProblem,
     rollout: &Rollout,
-    max_batch: u32,
+    stack_index: usize,
     chips: u32,
 ) -> Option<StageTime> {
+    let model = &problem.models[0];
+    let stack = &problem.engines[stack_index];
+    let accelerator = &problem.accelerators[stack.accelerator];
+    let max_batch = problem.max_batch;
     let lengths = crate::ops::attention::Lengths {
         isl: rollout.prompt_tokens,
         osl: rollout.response_tokens,
         cached: rollout.prompt_tokens * (1.0 - 1.0 / rollout.samples.max(1.0)),
     };
     let spec = SpaceSpec {
-        tp: None,
+        tp: problem.engine_tp.clone(),
         pp: Some(vec![1, 2]),
         ep: None,
         attn_dp: None,
@@ -269,7 +282,7 @@ fn train_problem(
             accelerator: 0,
             ..stack.clone()
         }],
-        space: space(),
+        space: space(&problem.trainer_space),
         objective: TrainObjective::Time,
         top: KINDS,
         exhaustive: false,
@@ -390,27 +403,21 @@ fn forward(
     best
 }
 
-/// Seconds in which new weights reach every engine.
+/// Seconds in which all weights pass every chip's link at its rate.
 ///
-/// Source: tensors are broadcast one by one, so that all of them pass every receiver's link: measured 20 GB/s for a
-/// 235B model over 400 Gbit/s, 14 GB/s for a 30B model. On shared chips each chip fetches only what its replica lacks.
+/// Source: tensors are gathered and sent one by one, so that all of them pass every chip, whether engines and trainers
+/// share chips or not.
 #[must_use]
-pub fn weight_sync_s(
-    model: &ModelSpec,
-    accelerator: &Accelerator,
-    stack: &Stack,
-    replica_chips: f64,
-    is_shared: bool,
-    pool_chips: f64,
-) -> f64 {
+pub fn refit_s(model: &ModelSpec, accelerator: &Accelerator, reach_chips: f64) -> f64 {
     const WEIGHT_BYTES: f64 = 2.0;
+    if reach_chips <= 1.0 {
+        return 0.0;
+    }
     let bytes = count(model).total_parameters * WEIGHT_BYTES;
-    let is_inside = pool_chips <= f64::from(accelerator.scale_up.domain_chips);
-    let rate = if is_inside {
-        accelerator.scale_up.bytes_per_s * stack.parameters.link_efficiency
+    let rate = if reach_chips <= f64::from(accelerator.scale_up.domain_chips) {
+        accelerator.scale_up.bytes_per_s
     } else {
-        accelerator.scale_out_bytes_per_s * stack.parameters.network_efficiency
+        accelerator.scale_out_bytes_per_s
     };
-    let share = if is_shared { replica_chips } else { 1.0 };
-    bytes / share / rate.max(1.0)
+    bytes / rate.max(1.0)
 }
