@@ -128,6 +128,8 @@ class AcceleratorConformance(_Conformance):
         """Halving the bits at most quadruples the peak: more is a figure with sparsity."""
         for record in self.accelerators():
             bf16 = record.peak_flops["bf16"]
+            measured = record.matmul_flops
+            assert measured is None or measured <= bf16, f"{record.key}: a measured matrix product beats the dense peak"
             for name, most in (("fp8", bf16 * 4.5), ("fp4", bf16 * 10.0)):
                 peak = record.peak_flops.get(name, 0.0)
                 assert peak <= most, f"{record.key}: {name} is {peak:.3g} beside {bf16:.3g} in bf16: with sparsity?"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,17 @@ ROOT = Path(__file__).parents[2]
 def test_one_search_compares_five_vendors(model: str) -> None:
     result = tokenopt.search(model=model, slo_ms=100, target_tps=1e5)
     assert {"nvidia", "amd", "google", "aws", "intel"} <= {solution.vendor for solution in result.by_accelerator}
+
+
+def test_a_search_never_uses_the_network(tmp_path: Path) -> None:
+    script = (
+        "import socket\n"
+        "def refuse(*_, **__): raise AssertionError('a search used the network')\n"
+        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "import tokenopt; assert tokenopt.search(model='llama-3.1-8b', hardware='h100-sxm').best"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
 
 
 def test_weights_are_expanded_where_no_engine_stores_them() -> None:
