@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from pathlib import Path
 from typing import Any, Protocol
 
 from tokenopt.catalog.engines import (
@@ -45,6 +46,7 @@ from tokenopt.request import (
     target_output_tps,
     tpot_limit_ms,
 )
+from tokenopt.traces import TraceSummary, load_trace
 from tokenopt.units import ms_to_s
 
 __all__ = [
@@ -154,7 +156,7 @@ def build_problem(
         SpecError: A field cannot be used; the sentence names it, its value and what is legal.
         MissingDataError: Nothing is left to search.
     """
-    request = checked(request)
+    request, trace = _with_trace(checked(request))
     model = resolve_model(request.model, registry.models)
     context = int(model.architecture["max_context"])
     if request.isl + request.osl > context:
@@ -184,6 +186,7 @@ def build_problem(
     core = {
         "model": dict(model.architecture),
         "workload": {"isl": request.isl, "osl": request.osl, "prefix_hit": request.prefix_hit},
+        "traffic": _traffic(request, trace),
         "limits": {
             "tpot_s": ms_to_s(tpot_limit_ms(request)),
             "ttft_s": ms_to_s(request.ttft_ms),
@@ -225,6 +228,46 @@ def build_problem(
         calibration=calibration,
         notes=notes,
     )
+
+
+def _with_trace(request: SearchRequest) -> tuple[SearchRequest, TraceSummary | None]:
+    """The request with the lengths, cache hits and rate of its trace, and what the trace looks like."""
+    if request.trace is None:
+        return request, None
+    trace = load_trace(Path(request.trace))
+    if (request.isl, request.osl) != (DEFAULT_ISL, DEFAULT_OSL):
+        raise SpecError("the trace gives the lengths: leave isl and osl out")
+    summary = trace.summary()
+    found: dict[str, Any] = {"isl": summary.isl, "osl": summary.osl}
+    if trace.cached and request.prefix_hit == 0.0:
+        found["prefix_hit"] = summary.prefix_hit
+    if request.arrival == "poisson" and summary.requests_per_s is None and target_output_tps(request) is None:
+        raise SpecError(f"trace {request.trace} has no arrivals, so it gives no rate: give target_rps or target_tps")
+    if request.arrival != "closed" and target_output_tps(request) is None:
+        found["target_rps"] = summary.requests_per_s
+    return replace(request, **found), summary
+
+
+def _traffic(request: SearchRequest, trace: TraceSummary | None) -> dict[str, Any]:
+    """How requests arrive, in the core's shape."""
+    has_arrivals = trace is not None and trace.requests_per_s is not None
+    traffic: dict[str, Any] = {
+        "arrival": request.arrival or ("poisson" if has_arrivals else "closed"),
+        "percentile": request.percentile,
+    }
+    if trace is not None:
+        # Bursts matter over about the life of a request.
+        tpot_s = ms_to_s(tpot_limit_ms(request)) or TYPICAL_TPOT_S
+        traffic |= {
+            "isl_cv": trace.isl_cv,
+            "osl_cv": trace.osl_cv,
+            "burstiness": trace.burstiness_over(trace.osl * tpot_s),
+        }
+    return traffic
+
+
+TYPICAL_TPOT_S = 0.02
+"""Time per output token that the life of a request is guessed from where no limit says how long it may be."""
 
 
 def core_accelerator(
@@ -676,7 +719,9 @@ def _assumptions(
 
     if request.model == defaults.model:
         assume("model", model.key, "default of --model")
-    if request.isl == defaults.isl and request.osl == defaults.osl:
+    if request.trace is not None:
+        assume("isl/osl", f"{request.isl:,.0f}/{request.osl:,.0f}", f"means of {request.trace}, with its spread")
+    elif request.isl == defaults.isl and request.osl == defaults.osl:
         assume("isl/osl", f"{request.isl:g}/{request.osl:g}", "default of --isl and --osl, every request alike")
     if tpot_limit_ms(request) is None and request.min_interactivity is None:
         assume("slo", "none", "no latency limit per token was given (--slo-ms)")

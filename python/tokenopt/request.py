@@ -20,6 +20,7 @@ from tokenopt.records import KV_FORMATS, Term
 
 Objective = Literal["cost", "energy", "throughput"]
 Mode = Literal["auto", "agg", "disagg"]
+Arrival = Literal["closed", "poisson"]
 
 DEFAULT_MODEL = "gpt-oss-120b"
 DEFAULT_ISL = 1024
@@ -74,6 +75,11 @@ class SearchRequest:
         precision: Weight precision, or `native`.
         kv_precision: KV-cache precision.
         utilization: Share of the sized throughput that is used on average.
+        arrival: How requests arrive: `closed` (a fixed number of clients, the default) or `poisson` (independent users; the
+            default with a trace that has arrivals).
+        percentile: Share of requests that latencies and their limits hold for, `p50` to `p99.9`; None = the mean.
+        trace: File of real requests (see :mod:`tokenopt.traces`) whose lengths, spread and bursts are served.
+        verify: Number of the best solutions that are simulated request by request.
         objective: What is minimised (maximised for throughput).
         top: Solutions in `best`.
         exhaustive: Evaluate everything.
@@ -120,6 +126,10 @@ class SearchRequest:
     precision: str | None = None
     kv_precision: str | None = None
     utilization: float = 1.0
+    arrival: str | None = None
+    percentile: str | float | None = None
+    trace: str | None = None
+    verify: int = 0
     objective: str = "cost"
     top: int = 10
     exhaustive: bool = False
@@ -184,6 +194,11 @@ def _typed(request: SearchRequest) -> dict[str, Any]:
     ):  # fmt: skip
         value = getattr(request, name)
         fields[name] = None if value is None else _number(name, value)
+    fields["percentile"] = None if request.percentile is None else percentile_share(request.percentile)
+    fields["verify"] = _whole("verify", request.verify)
+    for name in ("arrival", "trace"):
+        value = getattr(request, name)
+        fields[name] = None if value is None else _text(name, value)
     for name in ("top", "threads"):
         fields[name] = _whole(name, getattr(request, name))
     for name in ("max_batch", "max_chips", "prices_max_age"):
@@ -235,7 +250,7 @@ def _check_ranges(request: SearchRequest) -> None:
             raise SpecError(f"{name} is {value:g}, expected a share from 0 to 1")
     for name, least, limit in (
         ("top", 1, 1000), ("threads", 0, 4096), ("max_batch", 1, 1 << 20), ("max_chips", 1, _MAX_CHIPS),
-        ("prices_max_age", 0, 100_000),
+        ("prices_max_age", 0, 100_000), ("verify", 0, 1000),
     ):  # fmt: skip
         value = getattr(request, name)
         if value is not None and not least <= value <= limit:
@@ -252,11 +267,30 @@ def _check_choices(request: SearchRequest) -> None:
         ("basis", BASES),
         ("term", (None, *get_args(Term))),
         ("mode", get_args(Mode)),
+        ("arrival", (None, *get_args(Arrival))),
         ("kv_precision", (None, *KV_FORMATS, "nvfp4")),
     ):
         value = getattr(request, name)
         if value not in legal:
             raise SpecError(f"{name} is {value!r}, expected {', '.join(filter(None, legal))}")
+
+
+def percentile_share(percentile: object) -> float:
+    """`p99`, `99` or 99 as the share 0.99.
+
+    Raises:
+        SpecError: It is no percentile from 50 to 99.9.
+    """
+    text = percentile.strip().lower().removeprefix("p") if isinstance(percentile, str) else percentile
+    try:
+        value = float(text) if isinstance(text, str) else _number("percentile", text)
+    except ValueError:
+        value = math.nan
+    # A checked request holds the share already.
+    share = value if 0.5 <= value < 1.0 else value / 100.0
+    if not 0.5 <= share <= 0.999:
+        raise SpecError(f"percentile is {percentile!r}, expected p50 to p99.9")
+    return share
 
 
 def _check_agreement(request: SearchRequest) -> None:

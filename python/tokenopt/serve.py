@@ -16,6 +16,7 @@ from tokenopt.measured_basis import MeasuredAnswer, measured_answers, required_a
 from tokenopt.plugins import PluginRegistry, default_registry
 from tokenopt.problem import Assumption, CompiledProblem, SearchRequest, build_problem, some_keys
 from tokenopt.records import Offer
+from tokenopt.verification import Run, empty_run, verify
 
 if TYPE_CHECKING:
     import pandas
@@ -179,6 +180,7 @@ class Solution:
     speculation: Speculation | None = None
     handover: Handover | None = None
     other_mode: OtherMode | None = None
+    verified: Run | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict with the contract's field names."""
@@ -302,8 +304,11 @@ def run(problem: CompiledProblem, registry: PluginRegistry) -> SearchResult:
     answer = json.loads(_core.search(json.dumps(problem.core)))
     if not answer["best"]:
         raise _infeasible(problem, answer)
+    best = _solutions(problem, answer["best"])
+    verified = [verify(problem.core, raw) for raw in answer["best"][: problem.request.verify]]
+    best[: len(verified)] = [replace(solution, verified=run) for solution, run in zip(best, verified, strict=False)]
     return SearchResult(
-        best=_solutions(problem, answer["best"]),
+        best=best,
         by_mode=_solutions(problem, answer["by_mode"]),
         by_accelerator=_solutions(problem, answer["by_accelerator"]),
         frontier=_solutions(problem, answer["frontier"]),
@@ -503,6 +508,7 @@ def _problem_summary(problem: CompiledProblem) -> dict[str, Any]:
         "model": problem.model.key,
         "hf_id": problem.model.hf_id,
         "workload": core["workload"],
+        "traffic": core["traffic"],
         "limits": core["limits"],
         "demand": core["demand"],
         "objective": core["objective"],
@@ -535,6 +541,7 @@ def _whole(solution: dict[str, Any]) -> dict[str, Any]:
         solution[name] = solution[name] or empty(record)
     for name in ("prefill", "decode"):
         solution["layout"][name] = solution["layout"][name] or empty(Pool)
+    solution["verified"] = solution["verified"] or empty_run()
     return solution
 
 
@@ -566,6 +573,8 @@ def _infeasible(problem: CompiledProblem, answer: Mapping[str, Any]) -> Infeasib
         )
     stack = problem.stacks[miss["stack"]]
     layout = miss["layout"]
+    percentile = problem.core["traffic"]["percentile"]
+    at = f" at p{percentile * 100:g}" if percentile else ""
     place = (
         f"{stack.accelerator.key} with {stack.engine.name}, {stack.weight_precision} weights, "
         f"tp={layout['tp']} pp={layout['pp']} ep={layout['ep']} attn-dp={layout['attn_dp']}"
@@ -576,6 +585,12 @@ def _infeasible(problem: CompiledProblem, answer: Mapping[str, Any]) -> Infeasib
             f"{problem.model.key} fits on no layout in scope: the nearest, {place}, "
             f"needs {value / 1e9:,.0f} GB per chip and may use {allowed / 1e9:,.0f} GB",
             ["widen --hardware, lower --precision or --isl"],
+        )
+    if miss["limit"] == "prefill_load":
+        return InfeasibleError(
+            f"open arrivals leave no steady state: the nearest, {place}, would spend {value:.0%} of its time on prompts, "
+            f"and at most {allowed:.0%} leaves one",
+            ["lower --isl, raise --osl, or widen --hardware; `tokenopt simulate` shows what a finite burst sees"],
         )
     if miss["limit"] == "max_chips":
         return InfeasibleError(
@@ -593,7 +608,7 @@ def _infeasible(problem: CompiledProblem, answer: Mapping[str, Any]) -> Infeasib
                 [f"relax --min-interactivity to {math.floor(10 / value) / 10:g}"],
             )
     return InfeasibleError(
-        f"no configuration meets the limit on {what} of {allowed * 1e3:,.4g} ms: the nearest, {place}, "
+        f"no configuration meets the limit on {what} of {allowed * 1e3:,.4g} ms{at}: the nearest, {place}, "
         f"reaches {value * 1e3:,.4g} ms",
         [f"relax {flag} to {math.ceil(value * 1e4) / 10:g}"],
     )

@@ -76,8 +76,8 @@ class TraceSummary:
         isl, osl: Mean lengths, tokens.
         isl_cv, osl_cv: Standard deviation over mean.
         prefix_hit: Share of prompt tokens found in the prefix cache.
-        burstiness: Variance over mean of the number of arrivals in windows of ten mean gaps to a tenth of the trace, the
-            largest of them; 1 for independent users. None without arrivals.
+        bursts: Window (s) and variance over mean of the number of arrivals in such windows, from ten mean gaps to a
+            tenth of the trace; about 1 in each for independent users, empty without arrivals.
     """
 
     requests: int
@@ -88,18 +88,19 @@ class TraceSummary:
     isl_cv: float
     osl_cv: float
     prefix_hit: float
-    burstiness: float | None
+    bursts: Sequence[tuple[float, float]] = ()
 
     @classmethod
     def of(cls, trace: Trace) -> TraceSummary:
         """The summary of a trace."""
         isl, isl_cv = _mean_and_cv(trace.isl)
         osl, osl_cv = _mean_and_cv(trace.osl)
-        seconds = rate = burstiness = None
+        seconds = rate = None
+        bursts: list[tuple[float, float]] = []
         if trace.arrivals_s is not None and len(trace) > 1 and trace.arrivals_s[-1] > 0:
             seconds = trace.arrivals_s[-1]
             rate = (len(trace) - 1) / seconds
-            burstiness = _burstiness(trace.arrivals_s)
+            bursts = _bursts(trace.arrivals_s)
         return cls(
             requests=len(trace),
             seconds=seconds,
@@ -109,8 +110,14 @@ class TraceSummary:
             isl_cv=isl_cv,
             osl_cv=osl_cv,
             prefix_hit=sum(trace.cached) / sum(trace.isl) if trace.cached else 0.0,
-            burstiness=burstiness,
+            bursts=bursts,
         )
+
+    def burstiness_over(self, window_s: float) -> float:
+        """Variance over mean of arrivals in windows of about `window_s`; 1, as for independent users, where unknown."""
+        if not self.bursts:
+            return 1.0
+        return min(self.bursts, key=lambda burst: abs(math.log(burst[0] / window_s)))[1]
 
 
 def load_trace(path: Path) -> Trace:
@@ -317,12 +324,11 @@ def _mean_and_cv(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance) / mean
 
 
-def _burstiness(arrivals_s: Sequence[float]) -> float:
-    """Index of dispersion of counts, the largest over windows of growing length."""
+def _bursts(arrivals_s: Sequence[float]) -> list[tuple[float, float]]:
+    """Window and index of dispersion of the counts in it, windows doubling."""
     span = arrivals_s[-1]
-    count = len(arrivals_s)
-    largest = 0.0
-    window = 10.0 * span / count
+    found = []
+    window = 10.0 * span / len(arrivals_s)
     while window <= span / 10:
         windows = int(span / window)
         counts = [0] * windows
@@ -332,6 +338,6 @@ def _burstiness(arrivals_s: Sequence[float]) -> float:
                 counts[index] += 1
         mean = sum(counts) / windows
         if mean > 0:
-            largest = max(largest, sum((n - mean) ** 2 for n in counts) / windows / mean)
+            found.append((window, sum((count - mean) ** 2 for count in counts) / windows / mean))
         window *= 2
-    return largest or 1.0
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 MEASURED_ROUNDS = 10
@@ -86,6 +86,15 @@ class Run:
     is_saturated: bool
 
 
+def empty_run() -> dict[str, Any]:
+    """The fields of a run, all absent: every row of a table has the same columns."""
+    nested = {"ttft_ms": Percentiles, "tpot_ms": Percentiles, "e2e_ms": Percentiles, "slo_attainment": Attainment}
+    return {
+        item.name: dict.fromkeys(part.name for part in fields(nested[item.name])) if item.name in nested else None
+        for item in fields(Run)
+    }
+
+
 def run_core(core: Mapping[str, Any], point: Mapping[str, Any], spec: Mapping[str, Any]) -> Run:
     """One run of the core's simulator on the configuration `point`."""
     from tokenopt import _core
@@ -102,7 +111,7 @@ def run_core(core: Mapping[str, Any], point: Mapping[str, Any], spec: Mapping[st
     )
 
 
-def verify(core: Mapping[str, Any], raw: Mapping[str, Any]) -> Run:
+def verify(core: Mapping[str, Any], raw: Mapping[str, Any]) -> Run | None:
     """Simulates one solution of the core under the traffic it was found for.
 
     Args:
@@ -110,15 +119,18 @@ def verify(core: Mapping[str, Any], raw: Mapping[str, Any]) -> Run:
         raw: The solution as the core gave it.
 
     Returns:
-        What the run measured: in a closed loop from the burst at its start on, as benchmarks measure; under open
-        arrivals once the start is forgotten.
+        What the run measured once its start was forgotten; None for a disaggregated fleet, which is not simulated.
     """
     layout = raw["layout"]
+    if layout["mode"] != "agg":
+        return None
+    speculation = raw.get("speculation")
     point = {
         "stack": raw["stack"],
         **{name: layout[name] for name in ("tp", "pp", "ep", "attn_dp")},
         "chunk_tokens": raw["chunk_tokens"],
         "batch": raw["batch_per_rank"],
+        "depth": speculation["depth"] if speculation else 0,
     }
     traffic = core.get("traffic") or {}
     in_flight = raw["concurrency"]
@@ -136,7 +148,7 @@ def verify(core: Mapping[str, Any], raw: Mapping[str, Any]) -> Run:
         "arrivals": arrivals,
         "lengths": {"kind": "lognormal", **spread},
         "requests": requests,
-        "warmup": requests // 5 if is_open else 0,
+        "warmup": requests // 5,
         "seed": 0,
     }
     return run_core(core, point, spec)

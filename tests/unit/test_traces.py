@@ -78,10 +78,9 @@ def test_bursts_are_seen(tmp_path: Path) -> None:
     bursts = "".join(f"{second // 100 * 100},100,10\n" for second in range(2000))
     header = "arrival,isl,osl\n"
     even_trace, bursty = read(tmp_path, header + even).summary(), read(tmp_path, header + bursts).summary()
-    assert even_trace.burstiness is not None
-    assert even_trace.burstiness < 0.2
-    assert bursty.burstiness is not None
-    assert bursty.burstiness > 10
+    assert even_trace.burstiness_over(50) < 0.2
+    assert bursty.burstiness_over(50) > 10
+    assert read(tmp_path, "isl,osl\n1,1\n").summary().burstiness_over(50) == 1.0
 
 
 @pytest.mark.parametrize(

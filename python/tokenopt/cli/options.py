@@ -47,6 +47,14 @@ limit_options = _stack(
                  help="Share of the sized throughput that is used on average."),
 )  # fmt: skip
 
+traffic_options = _stack(
+    click.option("--arrival", help="closed (a fixed number of clients; the default) or poisson (independent users)."),
+    click.option("--percentile", metavar="P", help="Latencies and limits hold for this share of requests: p50, p90, p99 ...; "
+                 "the mean by default."),
+    click.option("--trace", type=click.Path(), metavar="FILE", help="Serve the lengths, spread and bursts of these requests: "
+                 "CSV (arrival, isl, osl) or JSON lines."),
+)  # fmt: skip
+
 scope_options = _stack(
     click.option("--hardware", multiple=True, metavar="GLOB", help="Accelerator keys; repeatable, globs allowed."),
     click.option("--vendor", multiple=True, help="Vendors; repeatable."),

@@ -16,6 +16,7 @@ from tokenopt.cli.options import (
     price_options,
     scope_options,
     speculation_options,
+    traffic_options,
     workload_options,
 )
 from tokenopt.cli.output import FORMATS, check_output, progress, write_answer
@@ -25,6 +26,7 @@ from tokenopt.errors import PluginError
 @click.command("search")
 @workload_options
 @limit_options
+@traffic_options
 @scope_options
 @price_options
 @mode_options
@@ -34,6 +36,8 @@ from tokenopt.errors import PluginError
 @click.option("--basis", default="both", show_default=True, help="What the answer rests on: calibrated (the model), measured "
               "(benchmarks, never beyond their points), or both (the model, and beside it what was measured).")  # fmt: skip
 @click.option("--top", type=int, default=10, show_default=True, help="Layouts in `best`.")
+@click.option("--verify", type=int, default=0, metavar="N",
+              help="Simulate the N best request by request and show percentiles beside the formulas.")  # fmt: skip
 @click.option("--exhaustive", is_flag=True, help="Evaluate every configuration instead of skipping what cannot win.")
 @click.option("--threads", type=int, default=0, help="Threads of the core; 0 = all.")
 @click.option("--format", "output_format", type=click.Choice(FORMATS), default="table", show_default=True,

@@ -100,6 +100,7 @@ _WHY = {
     "slo_e2e": "e2e limit",
     "max_batch": "batch limit",
     "measured": "measured",
+    "prefill_load": "prompt load",
 }
 
 _Justify = Literal["left", "right"]
@@ -182,6 +183,37 @@ def search_tables(result: SearchResult, width: int, today: date | None = None) -
     return tables
 
 
+def verified_tables(result: SearchResult, width: int) -> list[Table]:
+    """Formulas beside the simulation, for the solutions that were simulated; none where none was."""
+    rows = []
+    for solution in result.best:
+        run = solution.verified
+        if run is None:
+            continue
+        tpot = run.tpot_ms or run.e2e_ms
+        rows.append(
+            [
+                f"{solution.rank} {solution.accelerator}",
+                layout_text(solution),
+                milliseconds(solution.ttft_ms),
+                *(milliseconds(value) for value in (run.ttft_ms.p50, run.ttft_ms.p90, run.ttft_ms.p99)),
+                milliseconds(solution.tpot_ms),
+                *(milliseconds(value) for value in (tpot.p50, tpot.p90, tpot.p99)),
+                f"{run.output_tps_per_chip / solution.output_tps_per_chip - 1:+.1%}",
+                "saturated" if run.is_saturated else f"{run.slo_attainment.all:.1%}",
+            ]
+        )
+    if not rows:
+        return []
+    columns: list[Column] = [
+        ("best", "left"), ("layout", "left", 1), ("TTFT", "right"), ("p50", "right"), ("p90", "right"), ("p99", "right"),
+        ("TPOT", "right"), ("p50", "right"), ("p90", "right"), ("p99", "right"), ("tokens/s", "right"),
+        ("within limits", "right"),
+    ]  # fmt: skip
+    title = "Simulated request by request, formulas first, times in ms"
+    return [plain_table(columns, rows, width, title=title)]
+
+
 def search_summary(result: SearchResult) -> list[str]:
     """The answer in two lines."""
     best = result.best[0]
@@ -237,9 +269,13 @@ def search_notes(result: SearchResult, today: date | None = None) -> list[str]:
     """What the reader must know beside the tables; `today` as for :func:`search_tables`."""
     problem = result.problem
     workload = problem["workload"]
+    traffic = problem["traffic"]
+    share = traffic["percentile"]
     lines = [
         f"{problem['model']}, {workload['isl']:g} tokens in and {workload['osl']:g} out; ranked by {problem['objective']}; "
         f"prices ranked: {', '.join(result.ranked_terms)}",
+        f"latencies: {f'p{share * 100:g}' if share else 'means'}, "
+        + ("open arrivals (Poisson)" if traffic["arrival"] == "poisson" else "a closed loop of clients"),
         "assumed: " + "; ".join(f"{item.name} = {item.value} ({item.why})" for item in result.assumptions),
     ]
     lines += measured_notes(result)
@@ -327,7 +363,7 @@ def search_text(result: SearchResult, width: int, *, is_terminal: bool = False, 
         file=text, width=width, force_terminal=is_terminal, no_color=None if is_terminal else True, highlight=False,
         markup=False,
     )  # fmt: skip
-    for table in search_tables(result, width, today):
+    for table in (*search_tables(result, width, today), *verified_tables(result, width)):
         console.print(table)
     for line in search_summary(result):
         console.print(line, style="bold" if is_terminal else None)

@@ -128,7 +128,7 @@ pub fn explain(problem: &SearchProblem) -> Result<Explanation, CoreError> {
         depth: point.depth,
         prefill: None,
     };
-    let lengths = problem.workload.lengths();
+    let lengths = problem.lengths();
     let model = LayoutModel::new(problem, point.stack, layout, point.depth, &lengths);
     let batch = f64::from(point.batch);
     let chunk = f64::from(point.chunk_tokens);

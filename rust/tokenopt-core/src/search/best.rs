@@ -266,6 +266,8 @@ pub struct Rejections {
     pub max_chips: u64,
     /// No offer sells a unit that can hold the replica.
     pub no_offer: u64,
+    /// Open arrivals bring more prompts than leave a steady state.
+    pub saturated: u64,
     /// The links between two pools cannot carry the caches.
     pub no_link: u64,
 }
@@ -278,6 +280,7 @@ impl Rejections {
         self.e2e += other.e2e;
         self.max_chips += other.max_chips;
         self.no_offer += other.no_offer;
+        self.saturated += other.saturated;
         self.no_link += other.no_link;
     }
 }
@@ -296,6 +299,8 @@ pub enum Limit {
     MaxChips,
     /// Memory of the chip.
     Memory,
+    /// Share of time that prompts take under open arrivals.
+    PrefillLoad,
 }
 
 /// How close the closest configuration came.

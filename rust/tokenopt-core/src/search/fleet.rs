@@ -84,7 +84,7 @@ impl<'a> Fleet<'a> {
     /// None when the candidate names an offer that cannot hold its workers.
     fn new(problem: &'a SearchProblem, candidate: &Candidate, part: PrefillPart) -> Option<Self> {
         let osl = problem.workload.osl;
-        let lengths = problem.workload.lengths();
+        let lengths = problem.lengths();
         let decode = LayoutModel::new(
             problem,
             candidate.stack,

@@ -90,7 +90,12 @@ const LAYOUTS_PER_UNIT: usize = 256;
 
 fn work_units(problem: &SearchProblem) -> Vec<WorkUnit> {
     let mut units = Vec::new();
-    let mode = problem.disagg.mode;
+    // Percentiles and open arrivals are worked out for aggregated serving.
+    let mode = if problem.traffic.is_plain() {
+        problem.disagg.mode
+    } else {
+        Mode::Agg
+    };
     for (stack, spec) in problem.stacks.iter().enumerate() {
         if mode != Mode::Agg && may_decode(problem, stack) {
             if may_prefill(problem, stack) {
@@ -146,7 +151,8 @@ fn is_listed(list: &Option<Vec<usize>>, accelerator: usize) -> bool {
 
 /// Prefill workers of every stack, where pools may sit on different accelerators.
 fn mixed_prefills(problem: &SearchProblem) -> Vec<Vec<PrefillOption>> {
-    let is_wanted = problem.disagg.is_mixed && problem.disagg.mode != Mode::Agg;
+    let is_wanted =
+        problem.disagg.is_mixed && problem.disagg.mode != Mode::Agg && problem.traffic.is_plain();
     let stacks = if is_wanted { problem.stacks.len() } else { 0 };
     (0..stacks)
         .into_par_iter()
@@ -195,7 +201,7 @@ fn run_unit(
 }
 
 fn scan_slice(problem: &SearchProblem, unit: &Slice, stop: &AtomicBool) -> Findings {
-    let lengths = problem.workload.lengths();
+    let lengths = problem.lengths();
     let own = problem.stacks[unit.stack].accelerator;
     let accelerator = &problem.accelerators[own];
     let depths = problem.depths();

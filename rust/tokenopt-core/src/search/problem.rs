@@ -6,8 +6,9 @@ use crate::accelerator::Accelerator;
 use crate::error::{require_positive, require_within, CoreError};
 use crate::model::ModelSpec;
 use crate::money::Demand;
+use crate::ops::attention::Lengths;
 use crate::serving::speculation::acceptance_of;
-use crate::serving::{DraftModel, Speculation, Stack, Workload};
+use crate::serving::{DraftModel, Speculation, Stack, Traffic, Workload};
 
 /// Everything a search needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,6 +18,9 @@ pub struct SearchProblem {
     pub model: ModelSpec,
     /// What requests look like.
     pub workload: Workload,
+    /// How requests arrive, and which share of them the limits hold for.
+    #[serde(default)]
+    pub traffic: Traffic,
     /// What must hold.
     pub limits: Limits,
     /// What the fleet must deliver.
@@ -187,6 +191,12 @@ pub struct PointSpec {
 }
 
 impl SearchProblem {
+    /// Lengths that step times and memory are worked out for.
+    #[must_use]
+    pub fn lengths(&self) -> Lengths {
+        self.traffic.lengths(&self.workload)
+    }
+
     /// Reads a problem from JSON and validates it.
     ///
     /// # Errors
@@ -233,6 +243,7 @@ impl SearchProblem {
             .validate()
             .map_err(|message| CoreError::bad_input("model", &self.model.key, message))?;
         self.workload.validate()?;
+        self.traffic.validate()?;
         self.demand.validate()?;
         let limits = &self.limits;
         for (name, limit) in [
@@ -265,6 +276,13 @@ impl SearchProblem {
             if values.as_ref().is_some_and(|list| list.contains(&0)) {
                 return Err(CoreError::bad_input(name, 0, "expected at least 1"));
             }
+        }
+        if self.disagg.mode == Mode::Disagg && !self.traffic.is_plain() {
+            return Err(CoreError::bad_input(
+                "mode",
+                "disagg",
+                "expected agg: percentiles and open arrivals are worked out for aggregated serving",
+            ));
         }
         require_within("transfer_overlap", self.disagg.transfer_overlap, 0.0, 1.0)?;
         for (name, list) in [

@@ -7,8 +7,11 @@ use crate::accelerator::Accelerator;
 use crate::money::{undominated_offers, FleetUnit};
 use crate::ops::attention::Lengths;
 use crate::ops::LANES;
+use crate::serving::queueing::{Arrival, MOST_PREFILL_LOAD};
 use crate::serving::steady::Operation;
-use crate::serving::{DraftPlan, Layout, MemoryPlan, Speculation, Stack, SteadyState, StepModel};
+use crate::serving::{
+    DraftPlan, Layout, LoadModel, MemoryPlan, Speculation, Stack, SteadyState, StepModel,
+};
 
 /// Everything about one layout that does not depend on the batch.
 pub struct LayoutModel<'a> {
@@ -32,7 +35,7 @@ pub struct LayoutModel<'a> {
 /// One chunk size of a layout.
 struct ChunkModel {
     chunk_tokens: u32,
-    steady: SteadyState,
+    load: LoadModel,
     /// Largest running batch per rank and pipeline slot whose requests fit.
     capacity: u32,
     /// Requests in flight per rank and pipeline slot that fit.
@@ -144,6 +147,40 @@ impl<'a> LayoutModel<'a> {
         1.0 + f64::from(self.depth)
     }
 
+    /// What requests see under the problem's traffic when prompts are cut into chunks of `chunk_tokens`.
+    #[must_use]
+    pub fn load(&self, chunk_tokens: u32) -> LoadModel {
+        let prefill = self.step.prefill(f64::from(chunk_tokens));
+        LoadModel::new(
+            self.problem.traffic,
+            self.steady(chunk_tokens),
+            &self.stack.parameters,
+            self.layout,
+            &prefill,
+            self.step.prompt_overhead_s,
+            self.problem.workload.osl,
+            self.step.tokens_per_step,
+        )
+    }
+
+    /// Operation of one batch under the problem's traffic.
+    #[must_use]
+    pub fn operation(&self, load: &LoadModel, batch: f64) -> Operation {
+        load.operation(
+            batch,
+            self.step.decode_step_s(batch),
+            self.raised_step_s(load, batch),
+        )
+    }
+
+    fn raised_step_s(&self, load: &LoadModel, batch: f64) -> f64 {
+        if load.needs_raised() {
+            self.step.decode_step_s(load.raised_batch(batch))
+        } else {
+            0.0
+        }
+    }
+
     /// The cheapest fleet of such replicas, and its index among [`Self::units`].
     #[must_use]
     pub fn cheapest_unit(&self, replica_tps: f64) -> Option<usize> {
@@ -194,7 +231,7 @@ impl<'a> LayoutModel<'a> {
             }
             models.push(ChunkModel {
                 chunk_tokens,
-                steady: self.steady(chunk_tokens),
+                load: self.load(chunk_tokens),
                 capacity,
                 capacity_in_flight,
             });
@@ -263,6 +300,7 @@ impl<'a> LayoutModel<'a> {
             };
             let mut batches = [0.0; LANES];
             let mut steps_s = [0.0; LANES];
+            let mut raised_s = [0.0; LANES];
             let mut have_steps = false;
             for (chunk, open) in chunks.iter().zip(&mut is_open) {
                 if !*open || first > chunk.capacity {
@@ -270,15 +308,16 @@ impl<'a> LayoutModel<'a> {
                 }
                 let last_here = last.min(chunk.capacity);
                 if !self.problem.exhaustive {
-                    let lowest = chunk.steady.operation(f64::from(first), first_step_s);
-                    if self.misses(&lowest, &limits) {
-                        // Latencies only rise with the batch: nothing further on can meet the limits.
+                    let lowest = self.operation(&chunk.load, f64::from(first));
+                    let is_saturated = chunk.load.is_saturated(f64::from(first), first_step_s);
+                    if is_saturated || self.misses(&lowest, &limits) {
+                        // Latencies and load only rise with the batch: nothing further on can meet the limits.
                         findings.pruned += u64::from(chunk.capacity - first + 1);
-                        self.consider_miss(chunk, first, &lowest, &limits, findings);
+                        self.consider_miss(chunk, first, first_step_s, &lowest, &limits, findings);
                         *open = false;
                         continue;
                     }
-                    if self.cannot_matter(chunk, first, last_here, first_step_s, findings) {
+                    if self.cannot_matter(first, last_here, &lowest, findings) {
                         findings.pruned += u64::from(last_here - first + 1);
                         continue;
                     }
@@ -288,11 +327,15 @@ impl<'a> LayoutModel<'a> {
                         *batch = f64::from(first) + lane as f64;
                     }
                     self.step.decode_steps_s(&batches, &mut steps_s);
+                    if chunk.load.needs_raised() {
+                        let raised = batches.map(|batch| chunk.load.raised_batch(batch));
+                        self.step.decode_steps_s(&raised, &mut raised_s);
+                    }
                     have_steps = true;
                 }
                 self.scan_block(
-                    chunk, first, last_here, &batches, &steps_s, &limits, max_chips, &mut best,
-                    findings,
+                    chunk, first, last_here, &batches, &steps_s, &raised_s, &limits, max_chips,
+                    &mut best, findings,
                 );
             }
             if !is_open.contains(&true) {
@@ -314,13 +357,11 @@ impl<'a> LayoutModel<'a> {
     /// of `first`, throughput at most that of `last` requests at the latencies of `first`.
     fn cannot_matter(
         &self,
-        chunk: &ChunkModel,
         first: u32,
         last: u32,
-        first_step_s: f64,
+        lowest: &Operation,
         findings: &Findings,
     ) -> bool {
-        let lowest = chunk.steady.operation(f64::from(first), first_step_s);
         let most_tps = lowest.output_tps * f64::from(last) / f64::from(first);
         let bound = self.score(most_tps).value;
         bound > findings.top.threshold() && findings.frontier.dominates(1.0 / lowest.tpot_s, bound)
@@ -338,6 +379,7 @@ impl<'a> LayoutModel<'a> {
         last: u32,
         batches: &[f64; LANES],
         steps_s: &[f64; LANES],
+        raised_s: &[f64; LANES],
         limits: &LatencyLimits,
         max_chips: f64,
         best: &mut Option<Candidate>,
@@ -349,9 +391,10 @@ impl<'a> LayoutModel<'a> {
         let mut in_flight = [0.0; LANES];
         let mut scores = [0.0; LANES];
         let mut chips = [0.0; LANES];
-        let ranks = chunk.steady.batches();
+        let load = &chunk.load;
+        let ranks = load.steady().batches();
         for lane in 0..LANES {
-            let operation = chunk.steady.operation(batches[lane], steps_s[lane]);
+            let operation = load.operation(batches[lane], steps_s[lane], raised_s[lane]);
             tpot_s[lane] = operation.tpot_s;
             ttft_s[lane] = operation.ttft_s;
             e2e_s[lane] = operation.e2e_s;
@@ -363,7 +406,9 @@ impl<'a> LayoutModel<'a> {
         let lanes = (last - first + 1) as usize;
         findings.evaluated += lanes as u64;
         for lane in 0..lanes {
-            if in_flight[lane] > chunk.capacity_in_flight {
+            if load.is_saturated(batches[lane], steps_s[lane]) {
+                findings.rejected.saturated += 1;
+            } else if in_flight[lane] > chunk.capacity_in_flight {
                 findings.rejected.does_not_fit += 1;
             } else if tpot_s[lane] > limits.tpot_s {
                 findings.rejected.tpot += 1;
@@ -390,8 +435,9 @@ impl<'a> LayoutModel<'a> {
                     .offer(1.0 / tpot_s[lane], score, candidate);
                 continue;
             }
-            let operation = chunk.steady.operation(batches[lane], steps_s[lane]);
-            self.consider_miss(chunk, first + lane as u32, &operation, limits, findings);
+            let operation = load.operation(batches[lane], steps_s[lane], raised_s[lane]);
+            let batch = first + lane as u32;
+            self.consider_miss(chunk, batch, steps_s[lane], &operation, limits, findings);
         }
     }
 
@@ -400,6 +446,7 @@ impl<'a> LayoutModel<'a> {
         &self,
         chunk: &ChunkModel,
         batch: u32,
+        step_s: f64,
         operation: &Operation,
         limits: &LatencyLimits,
         findings: &mut Findings,
@@ -417,7 +464,13 @@ impl<'a> LayoutModel<'a> {
         } else {
             1.0
         };
+        let load = if self.problem.traffic.arrival == Arrival::Poisson {
+            chunk.load.saturation(f64::from(batch), step_s)
+        } else {
+            0.0
+        };
         let missed = [
+            (Limit::PrefillLoad, load, MOST_PREFILL_LOAD),
             (Limit::MaxChips, chips, max_chips),
             (Limit::TpotS, operation.tpot_s, limits.tpot_s),
             (Limit::TtftS, operation.ttft_s, limits.ttft_s),

@@ -134,6 +134,8 @@ pub enum Binding {
     SloE2e,
     /// The largest batch that was tried.
     MaxBatch,
+    /// A larger batch would bring more prompts than leave a steady state.
+    PrefillLoad,
 }
 
 /// One configuration, priced.
@@ -272,12 +274,15 @@ impl Solution {
     }
 
     fn aggregated(problem: &SearchProblem, candidate: &Candidate) -> Self {
-        let lengths = problem.workload.lengths();
+        let lengths = problem.lengths();
         let depth = candidate.depth;
         let model = LayoutModel::new(problem, candidate.stack, candidate.layout, depth, &lengths);
         let batch = f64::from(candidate.batch);
-        let steady = model.steady(candidate.chunk_tokens);
-        let operation = steady.operation(batch, model.step.decode_step_s(batch));
+        let load = model.load(candidate.chunk_tokens);
+        let operation = model.operation(&load, batch);
+        let in_flight = load
+            .mean_operation(batch, model.step.decode_step_s(batch))
+            .in_flight;
         let unit = model.cheapest_unit(operation.output_tps);
         let fleet =
             unit.map(|index| model.units()[index].fleet(operation.output_tps, &problem.demand));
@@ -303,9 +308,9 @@ impl Solution {
             offer: unit.map(|index| model.units()[index].offer),
             layout: candidate.layout.into(),
             chunk_tokens: candidate.chunk_tokens,
-            concurrency: rounded(operation.in_flight),
-            in_flight: operation.in_flight,
-            running_batch: batch * steady.batches(),
+            concurrency: rounded(in_flight),
+            in_flight,
+            running_batch: batch * load.steady().batches(),
             batch_per_rank: candidate.batch,
             replicas,
             instances: fleet.map_or(f64::NAN, |fleet| fleet.instances),
@@ -434,9 +439,9 @@ fn binding(
     candidate: &Candidate,
     pieces: &Pieces,
 ) -> Binding {
-    let steady = model.steady(candidate.chunk_tokens);
+    let load = model.load(candidate.chunk_tokens);
     let more = f64::from(candidate.batch + 1);
-    let next = steady.operation(more, model.step.decode_step_s(more));
+    let next = model.operation(&load, more);
     let limits = &problem.limits;
     let exceeds = |value: f64, limit: Option<f64>| limit.is_some_and(|most| value > most);
     let capacity = model
@@ -451,6 +456,8 @@ fn binding(
         Binding::SloTtft
     } else if exceeds(next.e2e_s, limits.e2e_s) {
         Binding::SloE2e
+    } else if load.is_saturated(more, model.step.decode_step_s(more)) {
+        Binding::PrefillLoad
     } else if next.in_flight > capacity {
         Binding::Memory
     } else if candidate.batch >= model.max_batch {

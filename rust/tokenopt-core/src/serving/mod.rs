@@ -14,6 +14,7 @@ pub use layout::Layout;
 pub use memory::MemoryPlan;
 pub use offline::Saturated;
 pub use open_loop::OpenLoop;
+pub use queueing::{LoadModel, Traffic};
 pub use speculation::{DraftModel, DraftPlan, Speculation};
 pub use steady::SteadyState;
 pub use step::StepModel;

@@ -137,6 +137,10 @@ pub struct LoadModel {
 impl LoadModel {
     /// Hoists the coefficients; `prompt_overhead_s` is the host's part of `prefill`.
     #[must_use]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a layout model holds, hoisted once"
+    )]
     pub fn new(
         traffic: Traffic,
         steady: SteadyState,
@@ -206,6 +210,15 @@ impl LoadModel {
         self.prefill_load(batch, tpot_s)
     }
 
+    /// Mean operation when each rank and pipeline slot runs `batch` requests on average and a decode step takes `step_s`.
+    #[must_use]
+    pub fn mean_operation(&self, batch: f64, step_s: f64) -> Operation {
+        match self.traffic.arrival {
+            Arrival::Closed => self.steady.operation(batch, step_s),
+            Arrival::Poisson => self.open_mean(batch, step_s),
+        }
+    }
+
     /// Operation when each rank and pipeline slot runs `batch` requests on average and a decode step takes `step_s`;
     /// `raised_step_s` is the step at [`Self::raised_batch`] (unused where not needed).
     ///
@@ -244,34 +257,47 @@ impl LoadModel {
         self.at_percentile(&mean, mean.in_flight, ttft_more_s, self.deviate * prompts_s)
     }
 
-    fn open(&self, batch: f64, step_s: f64, slope_s: f64) -> Operation {
-        let per_prompt_s = self.prompt_s / self.osl;
-        let tpot_s = step_s / self.tokens_per_step + batch * per_prompt_s;
-        let load = self.prefill_load(batch, tpot_s).min(1.0 - 1e-9);
-        let spread = 1.0 + self.traffic.isl_cv * self.traffic.isl_cv;
-        let wait_s = self.alone_s * spread * load / (1.0 - load);
-        let ttft_s = self.overhead_s + self.alone_s + step_s + wait_s;
+    fn spread(&self) -> f64 {
+        1.0 + self.traffic.isl_cv * self.traffic.isl_cv
+    }
+
+    fn open_mean(&self, batch: f64, step_s: f64) -> Operation {
+        let tpot_s = step_s / self.tokens_per_step + batch * self.prompt_s / self.osl;
+        let ttft_s = self.overhead_s + self.alone_s + step_s + self.open_wait_s(batch, tpot_s);
         let e2e_s = ttft_s + tpot_s * (self.osl - 1.0).max(0.0);
         let per_s = self.steady.batches() * batch / (self.osl * tpot_s);
-        let slope_s = slope_s / self.tokens_per_step;
-        let elasticity = (batch * (slope_s + per_prompt_s) / tpot_s).min(MOST_ELASTICITY);
-        let variance = self.traffic.burstiness * batch / (1.0 - elasticity);
-        let mean = Operation {
+        Operation {
             tpot_s,
             ttft_s,
             e2e_s,
             in_flight: per_s * e2e_s,
             output_tps: per_s * self.osl,
-        };
+        }
+    }
+
+    /// Mean wait of a prompt for others under open arrivals, s.
+    fn open_wait_s(&self, batch: f64, tpot_s: f64) -> f64 {
+        let load = self.prefill_load(batch, tpot_s).min(1.0 - 1e-9);
+        self.alone_s * self.spread() * load / (1.0 - load)
+    }
+
+    fn open(&self, batch: f64, step_s: f64, slope_s: f64) -> Operation {
+        let mean = self.open_mean(batch, step_s);
+        let per_prompt_s = self.prompt_s / self.osl;
+        let load = self.prefill_load(batch, mean.tpot_s).min(1.0 - 1e-9);
+        let wait_s = self.open_wait_s(batch, mean.tpot_s);
+        let slope_s = slope_s / self.tokens_per_step;
+        let elasticity = (batch * (slope_s + per_prompt_s) / mean.tpot_s).min(MOST_ELASTICITY);
+        let variance = self.traffic.burstiness * batch / (1.0 - elasticity);
         let held = mean.in_flight + self.steady.batches() * self.memory_deviate * variance.sqrt();
         let tpot_more_s = self.deviate
             * ((slope_s + per_prompt_s).powi(2) * variance
-                + self.traffic.burstiness * spread * batch * per_prompt_s * per_prompt_s)
+                + self.traffic.burstiness * self.spread() * batch * per_prompt_s * per_prompt_s)
                 .sqrt();
         let ttft_more_s = match self.traffic.percentile {
             None => 0.0,
             Some(percentile) => {
-                let decay_s = 0.5 * self.prompt_s * spread / (1.0 - load);
+                let decay_s = 0.5 * self.prompt_s * self.spread() / (1.0 - load);
                 let tail = wait_s / (decay_s * (1.0 - percentile));
                 let waits_s = decay_s * tail.max(1.0).ln();
                 combined(&[

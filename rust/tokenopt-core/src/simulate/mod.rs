@@ -167,7 +167,7 @@ pub fn simulate(
         chunk_tokens: f64::from(point.chunk_tokens),
         is_open: !matches!(spec.arrivals, Arrivals::Closed { .. }),
     };
-    let lengths = problem.workload.lengths();
+    let lengths = problem.lengths();
     let ranks = layout.pp * layout.attn_dp;
     let most_running = spec.max_running.unwrap_or(u32::MAX) as usize;
     let pool = Pool::new(

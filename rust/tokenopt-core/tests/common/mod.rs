@@ -8,7 +8,7 @@ use tokenopt_core::money::Demand;
 use tokenopt_core::parameters::EngineParameters;
 use tokenopt_core::search::problem::{DisaggSpec, Limits, Objective, SpaceSpec};
 use tokenopt_core::search::SearchProblem;
-use tokenopt_core::serving::{Stack, Workload};
+use tokenopt_core::serving::{Stack, Traffic, Workload};
 
 pub fn formats(format: NumberFormat) -> WeightFormats {
     WeightFormats {
@@ -153,6 +153,7 @@ pub fn problem(model: ModelSpec, accelerators: Vec<Accelerator>) -> SearchProble
             osl: 1024.0,
             prefix_hit: 0.0,
         },
+        traffic: Traffic::default(),
         limits: Limits {
             tpot_s: Some(0.05),
             ..Limits::default()
