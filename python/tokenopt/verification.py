@@ -88,11 +88,10 @@ class Run:
 
 def empty_run() -> dict[str, Any]:
     """The fields of a run, all absent: every row of a table has the same columns."""
-    nested = {"ttft_ms": Percentiles, "tpot_ms": Percentiles, "e2e_ms": Percentiles, "slo_attainment": Attainment}
-    return {
-        item.name: dict.fromkeys(part.name for part in fields(nested[item.name])) if item.name in nested else None
-        for item in fields(Run)
-    }
+    percentiles = dict.fromkeys(item.name for item in fields(Percentiles))
+    attainment = dict.fromkeys(item.name for item in fields(Attainment))
+    nested = {"ttft_ms": percentiles, "tpot_ms": percentiles, "e2e_ms": percentiles, "slo_attainment": attainment}
+    return {item.name: nested.get(item.name) for item in fields(Run)}
 
 
 def run_core(core: Mapping[str, Any], point: Mapping[str, Any], spec: Mapping[str, Any]) -> Run:

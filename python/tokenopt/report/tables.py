@@ -269,13 +269,10 @@ def search_notes(result: SearchResult, today: date | None = None) -> list[str]:
     """What the reader must know beside the tables; `today` as for :func:`search_tables`."""
     problem = result.problem
     workload = problem["workload"]
-    traffic = problem["traffic"]
-    share = traffic["percentile"]
     lines = [
         f"{problem['model']}, {workload['isl']:g} tokens in and {workload['osl']:g} out; ranked by {problem['objective']}; "
         f"prices ranked: {', '.join(result.ranked_terms)}",
-        f"latencies: {f'p{share * 100:g}' if share else 'means'}, "
-        + ("open arrivals (Poisson)" if traffic["arrival"] == "poisson" else "a closed loop of clients"),
+        *_traffic_notes(problem.get("traffic") or {}),
         "assumed: " + "; ".join(f"{item.name} = {item.value} ({item.why})" for item in result.assumptions),
     ]
     lines += measured_notes(result)
@@ -340,6 +337,13 @@ def measured_notes(result: SearchResult) -> list[str]:
             + (f"; {answer.assumed}" if answer.assumed else "")
         )
     return lines
+def _traffic_notes(traffic: Mapping[str, Any]) -> list[str]:
+    """What latencies hold for, where it is not the mean in a closed loop."""
+    share, is_open = traffic.get("percentile"), traffic.get("arrival") == "poisson"
+    if share is None and not is_open:
+        return []
+    held = f"p{share * 100:g}" if share else "means"
+    return [f"latencies: {held}, {'open arrivals (Poisson)' if is_open else 'a closed loop of clients'}"]
 
 
 def search_text(result: SearchResult, width: int, *, is_terminal: bool = False, today: date | None = None) -> str:

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use proptest::prelude::*;
 use tokenopt_core::search::problem::PointSpec;
-use tokenopt_core::search::SearchProblem;
+use tokenopt_core::search::{search, SearchProblem};
 use tokenopt_core::serving::queueing::{Arrival, LoadModel, Traffic};
 use tokenopt_core::serving::steady::Operation;
 use tokenopt_core::serving::{Layout, SteadyState, StepModel};
@@ -118,5 +118,69 @@ proptest! {
         check("p90 ttft", at(0.9).ttft_s, found.ttft_ms.p90, 0.25, 0.30)?;
         check("p99 tpot", at(0.99).tpot_s, tpot.p99, 0.30, 0.05)?;
         check("p99 ttft", at(0.99).ttft_s, found.ttft_ms.p99, 0.30, 0.70)?;
+    }
+}
+
+/// The search finds the same whether it prunes or not, and what it finds meets its limits at the percentile.
+fn search_under(traffic: Traffic, tpot_ms: f64, ttft_ms: f64, isl: f64, osl: f64) -> SearchProblem {
+    let mut problem = common::problem(
+        common::dense(),
+        vec![common::accelerator("a", 80.0, 3.3e12, 1e15, 2.0)],
+    );
+    problem.traffic = traffic;
+    problem.limits.tpot_s = Some(tpot_ms / 1e3);
+    problem.limits.ttft_s = Some(ttft_ms / 1e3);
+    problem.workload.isl = isl.round();
+    problem.workload.osl = osl.round();
+    problem.space.max_batch = 200;
+    problem
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn pruned_and_exhaustive_search_agree_under_any_traffic(
+        arrival in prop::sample::select(vec![Arrival::Closed, Arrival::Poisson]),
+        percentile in prop::sample::select(vec![None, Some(0.5), Some(0.9), Some(0.99)]),
+        cv in 0.0..1.5_f64,
+        burstiness in 0.5..20.0_f64,
+        tpot_ms in 4.0..80.0_f64,
+        ttft_ms in 30.0..3000.0_f64,
+        isl in 16.0..6000.0_f64,
+        osl in 8.0..2000.0_f64,
+    ) {
+        let traffic = Traffic { arrival, percentile, isl_cv: cv, osl_cv: 0.5 * cv, burstiness };
+        let mut problem = search_under(traffic, tpot_ms, ttft_ms, isl, osl);
+        let stop = AtomicBool::new(false);
+        let pruned = search(&problem, &stop).expect("valid");
+        problem.exhaustive = true;
+        let exhaustive = search(&problem, &stop).expect("valid");
+        prop_assert_eq!(format!("{:?}", pruned.best), format!("{:?}", exhaustive.best));
+        prop_assert_eq!(format!("{:?}", pruned.frontier), format!("{:?}", exhaustive.frontier));
+        for solution in &pruned.best {
+            prop_assert!(solution.tpot_ms <= tpot_ms * (1.0 + 1e-9));
+            prop_assert!(solution.ttft_ms <= ttft_ms * (1.0 + 1e-9));
+        }
+        if let Some(miss) = &pruned.nearest_miss {
+            prop_assert!(miss.value > miss.allowed);
+        }
+    }
+
+    #[test]
+    fn a_higher_percentile_never_costs_less(
+        arrival in prop::sample::select(vec![Arrival::Closed, Arrival::Poisson]),
+        tpot_ms in 8.0..80.0_f64,
+        isl in 16.0..4000.0_f64,
+        osl in 32.0..2000.0_f64,
+    ) {
+        let cost = |percentile| {
+            let traffic = Traffic { arrival, percentile: Some(percentile), ..Traffic::default() };
+            let problem = search_under(traffic, tpot_ms, 2000.0, isl, osl);
+            let answer = search(&problem, &AtomicBool::new(false)).expect("valid");
+            answer.best.first().map_or(f64::INFINITY, |best| best.usd_per_m_tokens)
+        };
+        prop_assert!(cost(0.5) <= cost(0.9) * (1.0 + 1e-9));
+        prop_assert!(cost(0.9) <= cost(0.99) * (1.0 + 1e-9));
     }
 }

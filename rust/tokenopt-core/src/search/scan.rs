@@ -393,20 +393,32 @@ impl<'a> LayoutModel<'a> {
         let mut chips = [0.0; LANES];
         let load = &chunk.load;
         let ranks = load.steady().batches();
-        for lane in 0..LANES {
-            let operation = load.operation(batches[lane], steps_s[lane], raised_s[lane]);
-            tpot_s[lane] = operation.tpot_s;
-            ttft_s[lane] = operation.ttft_s;
-            e2e_s[lane] = operation.e2e_s;
-            in_flight[lane] = operation.in_flight / ranks;
-            let score = self.score(operation.output_tps);
-            scores[lane] = score.value;
-            chips[lane] = score.chips;
+        macro_rules! evaluate {
+            ($operation:expr) => {
+                for lane in 0..LANES {
+                    let operation = $operation(lane);
+                    tpot_s[lane] = operation.tpot_s;
+                    ttft_s[lane] = operation.ttft_s;
+                    e2e_s[lane] = operation.e2e_s;
+                    in_flight[lane] = operation.in_flight / ranks;
+                    let score = self.score(operation.output_tps);
+                    scores[lane] = score.value;
+                    chips[lane] = score.chips;
+                }
+            };
+        }
+        // Two loops, so that the plain one stays straight-line arithmetic.
+        let is_plain = !load.needs_raised();
+        if is_plain {
+            let steady = load.steady();
+            evaluate!(|lane: usize| steady.operation(batches[lane], steps_s[lane]));
+        } else {
+            evaluate!(|lane: usize| load.operation(batches[lane], steps_s[lane], raised_s[lane]));
         }
         let lanes = (last - first + 1) as usize;
         findings.evaluated += lanes as u64;
         for lane in 0..lanes {
-            if load.is_saturated(batches[lane], steps_s[lane]) {
+            if !is_plain && load.is_saturated(batches[lane], steps_s[lane]) {
                 findings.rejected.saturated += 1;
             } else if in_flight[lane] > chunk.capacity_in_flight {
                 findings.rejected.does_not_fit += 1;

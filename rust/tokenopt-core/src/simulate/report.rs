@@ -191,10 +191,10 @@ impl Outcomes {
     }
 
     /// Whether the requests in the system, `backlog` at the end, grew by more over the second half than a steady state
-    /// would let them: a twentieth of what ended, and three standard deviations of a Poisson count at both ends.
+    /// would let them: a tenth of what ended, and four standard deviations of a Poisson count at both ends.
     pub(super) fn is_growing(&self, backlog: usize) -> bool {
-        const SHARE: f64 = 0.05;
-        const DEVIATIONS: f64 = 3.0;
+        const SHARE: f64 = 0.1;
+        const DEVIATIONS: f64 = 4.0;
         let before = self.backlog_half_way as f64;
         let ended = 0.5 * self.e2e_s.len() as f64;
         backlog as f64 > before + SHARE * ended + DEVIATIONS * (2.0 * before + 1.0).sqrt()
