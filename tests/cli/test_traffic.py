@@ -13,7 +13,17 @@ from tests.conftest import answer_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-SCOPE = ("search", "--model", "llama-3.1-8b", "--hardware", "h100-sxm", "--price", "h100-sxm=2", "--target-rps", "50000")
+SCOPE = (
+    "search",
+    "--model",
+    "llama-3.1-8b",
+    "--hardware",
+    "h100-sxm",
+    "--price",
+    "h100-sxm=2",
+    "--target-rps",
+    "50000",
+)
 
 
 def cost(answer: dict[str, Any]) -> float:

@@ -337,6 +337,8 @@ def measured_notes(result: SearchResult) -> list[str]:
             + (f"; {answer.assumed}" if answer.assumed else "")
         )
     return lines
+
+
 def _traffic_notes(traffic: Mapping[str, Any]) -> list[str]:
     """What latencies hold for, where it is not the mean in a closed loop."""
     share, is_open = traffic.get("percentile"), traffic.get("arrival") == "poisson"
