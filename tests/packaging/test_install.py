@@ -61,6 +61,7 @@ def test_the_wheel_has_stub_type_marker_licence_and_library(wheels: list[Path]) 
     assert "-abi3-" in wheel.name
 
 
+@pytest.mark.timeout(1200)  # pip fetches and unpacks every dependency, which a busy machine does slowly
 def test_a_clean_install_answers(wheels: list[Path], tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     binaries = tmp_path / "venv" / "bin"

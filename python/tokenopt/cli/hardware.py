@@ -38,7 +38,10 @@ def command(key: str | None, vendor: str | None, output_format: str, debug: bool
         print_mapping(
             console,
             "sources",
-            {name: f"{item.reference} ({item.confidence}) {item.note}".strip() for name, item in chip.sources.items()},
+            {
+                name: f"{item.reference} ({', '.join(filter(None, (item.confidence, item.as_of)))}) {item.note}".strip()
+                for name, item in chip.sources.items()
+            },
         )
         print_mapping(
             console,

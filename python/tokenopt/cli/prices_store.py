@@ -326,17 +326,20 @@ def _show_update(results: Sequence[SourceResult], output_format: str) -> None:
         click.echo(json.dumps({"schema": 1, "sources": rows}, indent=2))
         return
     columns = [("source", "left"), ("status", "left"), ("offers", "right"), ("new", "right"), ("gone", "right"),
-               ("unchanged", "right"), ("skipped", "right"), ("", "left")]  # fmt: skip
+               ("unchanged", "right"), ("skipped", "right")]  # fmt: skip
     _print_table(
         columns,
         [
             [result.name, result.status,
              *((f"{result.change.offers:,}", f"{result.change.new:,}", f"{result.change.gone:,}",
                 f"{result.change.unchanged:,}") if result.change else ("", "", "", "")),
-             f"{result.skipped.total():,}" if result.skipped else "", result.message]
+             f"{result.skipped.total():,}" if result.skipped else ""]
             for result in results
         ],
     )  # fmt: skip
+    for result in results:
+        if result.message:
+            click.echo(f"{result.name} {result.status}: {result.message}", err=result.status == "failed")
     _show_reasons([(result.name, result.skipped) for result in results])
 
 

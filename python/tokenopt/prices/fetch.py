@@ -135,7 +135,7 @@ class HttpFetcher:
                 sent["If-None-Match"] = known.etag
             if known.last_modified:
                 sent["If-Modified-Since"] = known.last_modified
-        status, answer, content = self._send("GET", full, key, sent, None, expects, known)
+        status, answer, content = self._send("GET", full, _place(key), sent, None, expects, known)
         if status == 304 and known is not None:
             self.statistics.not_modified += 1
             self.to_cache[key] = known
@@ -156,7 +156,7 @@ class HttpFetcher:
 
         full = httpx.URL(url)
         key = _without_keys(full)
-        _, _, content = self._send("POST", full, key, dict(headers or {}), body, "json", None)
+        _, _, content = self._send("POST", full, _place(key), dict(headers or {}), body, "json", None)
         return self._done(PricePage(key, content))
 
     def _done(self, page: PricePage) -> PricePage:
@@ -274,6 +274,11 @@ def _defect(content: bytes, expects: Expects) -> str:
     elif not content:
         return "sent an empty body"
     return ""
+
+
+def _place(address: str) -> str:
+    """An address for messages: what is asked there is long and tells little."""
+    return address.partition("?")[0]
 
 
 def _without_keys(url: httpx.URL) -> str:
