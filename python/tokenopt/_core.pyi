@@ -41,6 +41,12 @@ def chip_hour(question_json: str) -> str:
 def odds(problem_json: str) -> str:
     """Chances of being the cheapest; see `OddsProblem` and `Odds` in the core."""
 
+def parameters_at(log_factors: list[list[float]]) -> list[list[float]]:
+    """Values of all parameters where deviations from the priors add up to `log_factors`, one list a set."""
+
+def log_factors_of(parameters: list[list[float]]) -> list[list[float]]:
+    """The inverse of `parameters_at`."""
+
 class ServingRows:
     """Operating points compiled once, predicted many times."""
 

@@ -639,6 +639,7 @@ def _stacks(
     ]
     expanded = list(dequantised_formats(model.architecture).items()) if not request.precision else []
     known_engines = sorted({engine.name for engine in engines})
+    as_of = (request.engine or "").partition("@")[2]
     if request.engine and request.engine.partition("@")[0] not in known_engines:
         raise SpecError(
             f"engine {request.engine!r} is not known",
@@ -659,7 +660,9 @@ def _stacks(
                 if not request.precision and not _pays_off(label, model, chip):
                     continue
                 for kv_precision in _kv_precisions(request, engine, chip):
-                    parameters = resolve_parameters(calibration, engine.name, chip.family, label, engine.parameters)
+                    parameters = resolve_parameters(
+                        calibration, engine.name, chip.family, label, engine.parameters, as_of=as_of
+                    )
                     infos.append(StackInfo(chip, engine, label, kv_precision, calibration.basis))
                     stacks.append(
                         {

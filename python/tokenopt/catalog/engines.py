@@ -2,8 +2,9 @@
 
 A calibration file holds ``[global]`` values and tables of deviations ``[engine.NAME]``, ``[family.NAME]``,
 ``[format.NAME]`` and ``[stack."ENGINE FAMILY"]``. A deviation is a factor on the level above, so that what was never
-measured inherits the level above unchanged. ``[generation.NAME]`` holds seconds that a generation of an engine adds. A
-second file holds the deviations of families that the first was not fitted on.
+measured inherits the level above unchanged; far from the prior it acts on the distance to the physical bounds, which
+no sum of deviations leaves. ``[generation.NAME]`` holds seconds that a generation of an engine adds. A second file holds the
+deviations of families that the first was not fitted on: plain factors on the value.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from typing import Any, get_args
 from tokenopt.errors import PluginError, SpecError
 from tokenopt.records import KV_FORMATS, WEIGHT_FORMATS, Accelerator, Confidence, Engine, Source
 
+LEVELS = ("engine", "family", "format", "stack", "kernel", "release")
+"""Levels of deviation, the most general first: `stack` names engine and family, `kernel` engine, family and format, `release`
+engine and quarter of the software."""
+
 _CALIBRATIONS = Path(__file__).parent / "data" / "calibration"
 
 
@@ -34,7 +39,7 @@ class Calibration:
         basis: What the parameters rest on.
         as_of: Date of the newest row behind it.
         base: Value of every parameter.
-        deviations: Factors by level (`engine`, `family`, `format`, `stack`), name and parameter.
+        deviations: Factors by level (`engine`, `family`, `format`, `kernel`, `release`), name and parameter.
         seen: Names with measured rows behind them, by level.
         spread: Log standard deviation of measured over predicted time per token, by novelty class.
         source: Where the data come from.
@@ -206,7 +211,7 @@ def load_calibration(path: Path) -> Calibration:
                 name: {parameter: float(factor) for parameter, factor in values.items()}
                 for name, values in data.get(level, {}).items()
             }
-            for level in ("engine", "family", "format", "stack", "generation")
+            for level in (*LEVELS, "generation")
         }
         used = {name for level in deviations.values() for factors in level.values() for name in factors}
         unknown = sorted((set(base) | used) - set(parameter_priors()))
@@ -252,6 +257,7 @@ def resolve_parameters(
     weight_precision: str,
     overrides: Mapping[str, float] | None = None,
     generation: str = "",
+    as_of: str = "",
 ) -> dict[str, float]:
     """Parameters of one stack.
 
@@ -262,14 +268,25 @@ def resolve_parameters(
         weight_precision: Weight format.
         overrides: Absolute values that the engine's own plugin ships.
         generation: Generation of the engine; empty for current ones.
+        as_of: Date of the engine's release (year, quarter `YYYY-Qn`, month or day); the newest release where empty.
 
     Returns:
         Every parameter, inside its physical bounds.
     """
-    values = dict(calibration.base)
-    for _, _, factors in _deviations(calibration, engine, family, weight_precision):
+    from tokenopt import _core
+
+    names = list(calibration.base)
+    log_factors = dict(zip(names, _core.log_factors_of([list(calibration.base.values())])[0], strict=True))
+    later: dict[str, float] = {}
+    for level, name, factors in _deviations(calibration, engine, family, weight_precision, as_of):
         for parameter, factor in factors.items():
-            values[parameter] *= factor
+            if level == "family" and not _has_kernels(calibration, name):
+                later[parameter] = later.get(parameter, 1.0) * factor
+            else:
+                log_factors[parameter] += math.log(factor)
+    values = dict(zip(names, _core.parameters_at([list(log_factors.values())])[0], strict=True))
+    for parameter, factor in later.items():
+        values[parameter] *= factor
     for parameter, seconds in calibration.deviations.get("generation", {}).get(generation, {}).items():
         values[parameter] += seconds
     values.update(overrides or {})
@@ -297,6 +314,7 @@ def parameter_origins(
     family: str,
     weight_precision: str,
     overrides: Mapping[str, float] | None = None,
+    as_of: str = "",
 ) -> dict[str, str]:
     """Where each parameter of a stack comes from; arguments as for :func:`resolve_parameters`.
 
@@ -304,7 +322,7 @@ def parameter_origins(
         By parameter: the prior or the global value, then each level that changes it with its factor.
     """
     origins = {name: ["global fit" if name in calibration.fitted else "prior"] for name in calibration.base}
-    for level, name, factors in _deviations(calibration, engine, family, weight_precision):
+    for level, name, factors in _deviations(calibration, engine, family, weight_precision, as_of):
         for parameter, factor in factors.items():
             origins[parameter].append(f"{level} {name} x{factor:.3g}")
     for parameter in overrides or {}:
@@ -313,7 +331,7 @@ def parameter_origins(
 
 
 def _deviations(
-    calibration: Calibration, engine: str, family: str, weight_precision: str
+    calibration: Calibration, engine: str, family: str, weight_precision: str, as_of: str = ""
 ) -> Iterator[tuple[str, str, Mapping[str, float]]]:
     """Level, name and factors of every deviation that applies to a stack, the most general first."""
     levels = (
@@ -321,11 +339,37 @@ def _deviations(
         ("family", family),
         ("format", weight_precision),
         ("stack", f"{engine} {family}"),
+        ("kernel", f"{engine} {family} {weight_precision}"),
+        ("release", f"{engine} {release_quarter(calibration, engine, as_of)}"),
     )
     for level, name in levels:
         factors = calibration.deviations.get(level, {}).get(name)
         if factors:
             yield level, name, factors
+
+
+def _has_kernels(calibration: Calibration, family: str) -> bool:
+    """Whether the calibration was fitted on a family itself, its kernels included."""
+    return any(name.split(" ")[1] == family for name in calibration.deviations.get("kernel", {}))
+
+
+def quarter_of(as_of: str) -> str:
+    """Quarter `YYYY-Qn` of a date given as day, month, quarter or year; of a year its last quarter."""
+    year, _, rest = as_of.partition("-")
+    if rest.startswith("Q"):
+        return f"{year}-{rest}"
+    month = int(rest[:2]) if rest[:2].isdigit() else 12
+    return f"{year}-Q{(month + 2) // 3}"
+
+
+def release_quarter(calibration: Calibration, engine: str, as_of: str = "") -> str:
+    """The newest measured release of an engine that a date allows, the oldest where none is as old; empty = none."""
+    names = calibration.deviations.get("release", {})
+    known = sorted(quarter for name in names for of, _, quarter in [name.rpartition(" ")] if of == engine and quarter)
+    if not known:
+        return ""
+    allowed = [quarter for quarter in known if not as_of or quarter <= quarter_of(as_of)]
+    return allowed[-1] if allowed else known[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,7 @@ def weight_formats(architecture: Mapping[str, Any], precision: str) -> dict[str,
 
     Returns:
         Formats for `mixer`, `dense`, `experts` and `head`. The head stays in its native format; a mixed checkpoint at
-        its own precision stays mixed.
+        its own precision stays mixed; published NVFP4 checkpoints of mixtures of experts leave attention as it was.
 
     Raises:
         SpecError: Unknown label.
@@ -178,7 +178,8 @@ def weight_formats(architecture: Mapping[str, Any], precision: str) -> dict[str,
         raise SpecError(
             f"precision is {precision!r}, expected native, fp4 or one of {', '.join(WEIGHT_FORMATS)}",
         )
-    return {"mixer": label, "dense": label, "experts": label, "head": native["head"]}
+    is_mixed = label == "nvfp4" and is_mixture_of_experts(architecture)
+    return {"mixer": native["mixer"] if is_mixed else label, "dense": label, "experts": label, "head": native["head"]}
 
 
 def count_parameters(architecture: Mapping[str, Any]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -27,6 +28,8 @@ command.add_command(validate_posttraining)
               help="Score the bundled published measurements: other vendors, older chips, other scenarios.")  # fmt: skip
 @click.option("--leave-out", help="Refit without each shape, group (model on an accelerator), model or accelerator, and score "
               "what was left out; of published measurements also family and vendor.")  # fmt: skip
+@click.option("--anchors", type=click.IntRange(0, 10), default=0, help="Random measured points of each stack that shift its "
+              "prediction; they are not scored.")  # fmt: skip
 @click.option(
     "--rows", "rows_out", type=click.Path(path_type=Path), help="Write measured and predicted values of every row."
 )
@@ -37,6 +40,7 @@ def serving(
     files: tuple[Path, ...],
     use_published: bool,
     leave_out: str | None,
+    anchors: int,
     rows_out: Path | None,
     output_format: str,
     debug: bool,  # noqa: ARG001
@@ -63,13 +67,8 @@ def serving(
         validate_published(published, leave_out, rows_out, output_format)
         return
     cleaned, compiled = validate.load(files, default_registry())
-    if leave_out:
-        predictions = validate.leave_out_predictions(compiled, leave_out)
-        label = f"refitted without the {leave_out}"
-    else:
-        predictions = validate.calibrated_predictions(compiled)
-        label = "shipped calibration"
-    result = validate.score(label, cleaned, compiled, predictions)
+    label, predictions, picked = validate.row_predictions(compiled, leave_out, anchors)
+    result = validate.score(label, cleaned, compiled, predictions, picked)
     if rows_out is not None:
         write_atomically(rows_out, validate.rows_csv(cleaned, compiled, predictions).encode())
         say(f"rows written to {rows_out}")
@@ -81,7 +80,7 @@ def serving(
     from tokenopt.report.tables import plain_table
 
     columns = [("slice", "left"), ("rows", "right")] + [
-        (f"{name} med / P90 / bias %", "right") for name in ("TPOT", "tokens/s/chip", "TTFT")
+        (f"{name}: median / P90 / bias %", "right") for name in ("TPOT", "tokens/s/chip", "TTFT")
     ]
 
     def line(name: str, errors: dict[str, validate.Errors]) -> list[str]:
@@ -96,6 +95,83 @@ def serving(
     for rule, count in {
         **result.dropped,
         **result.refused,
-        "queue in front of the server, not scored": result.queued,
+        f"{validate.QUEUED}, not scored": result.queued,
     }.items():
         console.print(f"{count:5d} rows: {rule}")
+
+
+def _decision_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of the commands that judge decisions."""
+    for option in (
+        debug_option,
+        click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table", show_default=True,
+                     help="Form of the answer."),
+        click.option("--leave-out", help="Refit without each shape, group, model or accelerator first."),
+        click.option("--data", "files", type=click.Path(path_type=Path, dir_okay=False), multiple=True,
+                     help="Measured concurrency sweeps, repeatable; the bundled rows by default."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@command.command("ranking")
+@_decision_options
+def ranking(files: tuple[Path, ...], leave_out: str | None, output_format: str, debug: bool) -> None:  # noqa: ARG001
+    """Whether the accelerator that is predicted to be the cheapest is the measured cheapest.
+
+    For each model, workload and interactivity at which at least three accelerators were measured, at the owner's cost of a
+    hyperscaler. A choice within 10% of the least measured cost is right.
+    """
+    from tokenopt.measured import decisions, validate
+    from tokenopt.plugins import default_registry
+
+    registry = default_registry()
+    _, compiled = validate.load(files, registry)
+    label, predictions, _ = validate.row_predictions(compiled, leave_out)
+    found = decisions.rank(compiled, predictions, decisions.owner_prices(registry))
+    summary = decisions.ranking_summary(found, label)
+    if output_format == "json":
+        click.echo(json.dumps(summary, indent=2))
+        return
+    wrong = [entry for entry in found if not entry.is_right]
+    share = f", {100.0 * summary['share']:.0f}%" if found else ""
+    click.echo(f"{summary['right']} of {len(found)} choices are right{share} ({label}).")
+    for entry in wrong:
+        cost = f"at {entry.ratio:.2f} times its cost" if entry.ratio else "not measured there"
+        click.echo(
+            f"  {entry.model} {entry.isl:.0f}/{entry.osl:.0f} at {entry.min_interactivity:.0f} tokens/s/user: "
+            f"{entry.chosen} instead of {entry.cheapest}, {cost}"
+        )
+
+
+@command.command("regret")
+@_decision_options
+def regret(files: tuple[Path, ...], leave_out: str | None, output_format: str, debug: bool) -> None:  # noqa: ARG001
+    """What it costs to choose layout and batch by prediction instead of by measurement.
+
+    For each measured curve set (model, accelerator, engine, precision, lengths) at 20, 50 and 100 tokens/s/user: measured
+    cost of the configuration that is predicted to be the cheapest, over the least measured cost.
+    """
+    from tokenopt.measured import decisions, validate
+    from tokenopt.plugins import default_registry
+
+    registry = default_registry()
+    _, compiled = validate.load(files, registry)
+    label, predictions, _ = validate.row_predictions(compiled, leave_out)
+    found = decisions.regrets(compiled, predictions, decisions.owner_prices(registry))
+    summary = decisions.regret_summary(found, label)
+    if output_format == "json":
+        click.echo(json.dumps(summary, indent=2))
+        return
+    if not found:
+        click.echo("No curve set has enough points.")
+        return
+    click.echo(
+        f"Regret over {len(found)} choices: median {summary['median_percent']:.1f}%, P90 {summary['p90_percent']:.1f}% "
+        f"({label}). {summary['misses_limit_by_over_10_percent']} choices miss their limit by over 10%."
+    )
+    for entry in sorted(found, key=lambda entry: -entry.percent)[:10]:
+        click.echo(
+            f"  {entry.percent:5.1f}%  {entry.model} on {entry.accelerator}, {entry.engine} {entry.weight_precision}, "
+            f"{entry.isl:.0f}/{entry.osl:.0f} at {entry.min_interactivity:.0f} tokens/s/user"
+        )

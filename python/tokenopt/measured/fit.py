@@ -1,8 +1,9 @@
 """Calibration of the serving model: few physical parameters, one global set, shrunken deviations.
 
-A parameter moves as ``value = prior * exp(global + sum of deviations)``, inside its physical bounds, with Gaussian priors
-on every exponent. Deviations exist per engine, accelerator family and weight format; what was never measured keeps the
-level above. The core predicts all rows of a parameter set at once, so no formula stands here.
+A parameter moves by a global exponent and a sum of deviations, on a curve that stays inside its physical bounds (the
+core's ``ParameterInfo``), with Gaussian priors on every exponent. Deviations exist per engine, accelerator family, weight
+format, the three together, and release; what was never measured keeps the level above. The core predicts all rows of a
+parameter set at once, so no formula stands here.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenopt.measured.rows import CompiledRows, Level, level_names
-from tokenopt.measured.serving_data import ServingRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,21 +26,29 @@ SCHEDULER = (
 )  # fmt: skip
 """What an engine's scheduler and host code decide: free to differ between engines."""
 
-FIXED = ("memory_share", "reserved_bytes", "network_efficiency", "network_latency_s", "fused_share")
+FIXED = ("memory_share", "reserved_bytes", "network_efficiency", "network_latency_s", "fused_share",
+    "decode_anchor", "prefill_anchor",
+)  # fmt: skip
 """Parameters that the data do not identify: they keep their priors."""
 
-PHYSICAL = (
+FIRST_TOKEN = ("burst_share", "first_token_steps", "first_token_overhead_s", "prompt_overhead_s")
+"""What decides the time to first token, and changes from release to release of an engine."""
+
+_ENGINE = (
     "weight_bandwidth_efficiency", "expert_bandwidth_efficiency", "kv_bandwidth_efficiency", "decode_compute_efficiency",
     "prefill_compute_efficiency", "layer_overhead_s", "moe_layer_overhead_s", "mla_layer_overhead_s",
     "linear_layer_overhead_s", "collective_latency_s", "link_efficiency",
 )  # fmt: skip
-"""What kernels decide: may deviate a little wherever kernels differ."""
-
 _FAMILY = (
     "weight_bandwidth_efficiency", "expert_bandwidth_efficiency", "decode_compute_efficiency",
     "prefill_compute_efficiency", "link_efficiency", "collective_latency_s",
 )  # fmt: skip
 _FORMAT = ("decode_compute_efficiency", "prefill_compute_efficiency", "expert_bandwidth_efficiency")
+_KERNEL = (
+    *_ENGINE, "expert_tile_tokens", "elementwise_bandwidth_efficiency", "attention_compute_efficiency",
+    "prefill_attention_efficiency",
+)  # fmt: skip
+"""Kernels are written by an engine for a family and a format: where they exist together they deviate together."""
 
 GLOBAL_SD = 0.3
 OVERHEAD_SD = 0.6
@@ -53,13 +61,11 @@ QUEUED_WEIGHT = 0.3
 STEP = 1e-4
 """Step of numerical derivatives, in log units."""
 MOST_LINEARISATIONS = 12
-LEAVE_OUT_LINEARISATIONS = 2
-STEPS_PER_LINEARISATION = 6
-HALVINGS = 6
-COST_TOLERANCE = 1e-7
-MOVE_TOLERANCE = 1e-5
-NUISANCE_SD = 0.15
-"""Log standard deviation of what a model on a stack has in common that no parameter explains."""
+LEAVE_OUT_LINEARISATIONS = 1
+STEPS_PER_LINEARISATION = 25
+LEAST_CURVATURE = 0.2
+TRIES = 6
+COST_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +83,18 @@ class Structure:
     """Which deviations exist, and how far they are shrunk.
 
     Attributes:
-        terms: Level, log standard deviation of the prior, and the parameters that may deviate.
-        nuisance_key: What has an offset of its own during the fit; nothing where None.
+        terms: Level, log standard deviation of the prior, and the parameters that may deviate. The widths have the least
+            error on rows left out: wider ones fit better in-sample and transfer worse.
     """
 
     terms: tuple[tuple[str, float, tuple[str, ...]], ...] = (
         ("engine", SCHEDULER_SD, SCHEDULER),
-        ("engine", 0.07, PHYSICAL),
+        ("engine", 0.07, _ENGINE),
         ("family", 0.05, _FAMILY),
         ("format", 0.07, _FORMAT),
+        ("kernel", 0.15, _KERNEL),
+        ("release", 0.5, FIRST_TOKEN),
     )
-    nuisance_key: Any = None
-    nuisance_sd: float = 0.0
 
     def deviations(self, levels: Sequence[Level]) -> list[Deviation]:
         """Every deviation that the rows' levels give rise to, in a fixed order."""
@@ -97,20 +103,6 @@ class Structure:
             names = sorted({level_names(entry)[level] for entry in levels})
             found += [Deviation(level, name, parameter, sd) for name in names for parameter in parameters if sd > 0]
         return found
-
-    def nuisance(self, rows: Sequence[ServingRow]) -> NDArray[np.float64]:
-        """Which offset each log ratio of TPOT and TTFT shares: log ratios x offsets, of ones and zeros."""
-        import numpy as np
-
-        if self.nuisance_key is None:
-            return np.zeros((2 * len(rows), 0))
-        keys = [self.nuisance_key(row) for row in rows]
-        names = sorted(set(keys))
-        table = np.zeros((2 * len(rows), 2 * len(names)))
-        for index, key in enumerate(keys):
-            table[index, names.index(key)] = 1.0
-            table[len(rows) + index, len(names) + names.index(key)] = 1.0
-        return table
 
 
 @dataclass(slots=True)
@@ -146,9 +138,7 @@ class Calibrator:
         self._rows = rows
         table = json.loads(_core.serving_parameters())
         self.names = [entry["name"] for entry in table]
-        self._prior = np.array([entry["prior"] for entry in table])
-        self._low = np.array([entry["low"] for entry in table])
-        self._high = np.array([entry["high"] for entry in table])
+        self._fixed_factor = np.zeros((1, len(self.names)))
         self._free = [name for name in self.names if name not in FIXED]
         structure = structure or Structure()
         self._deviations = structure.deviations(rows.levels)
@@ -156,10 +146,14 @@ class Calibrator:
         self._set_of_row = np.array(rows.sets)
         self._tpot_s = np.array([row.tpot_s for row in rows.rows])
         self._ttft_s = np.array([row.ttft_s or np.nan for row in rows.rows])
-        is_scored = np.array([not row.is_queue_limited for row in rows.rows])
-        tpot_weight = np.where(is_scored, 1.0, QUEUED_WEIGHT) / TPOT_SD
-        ttft_weight = np.where(is_scored & np.isfinite(self._ttft_s), TTFT_WEIGHT / TPOT_SD, 0.0)
+        tpot_weight = np.array(
+            [0.0 if row.unscored else QUEUED_WEIGHT if row.is_queue_limited else 1.0 for row in rows.rows]
+        )
+        tpot_weight /= TPOT_SD
+        has_ttft = np.array([row.is_scored and row.ttft_s is not None and row.prefill is None for row in rows.rows])
+        ttft_weight = np.where(has_ttft, TTFT_WEIGHT / TPOT_SD, 0.0)
         self._weight = np.concatenate([tpot_weight, ttft_weight])
+        self._is_fitted = tpot_weight > 0
         # Each exponent: the parameter it moves, and the levels (parameter sets) that it moves it in.
         levels = [level_names(level) for level in rows.levels]
         self._moves = [(self.names.index(name), np.arange(len(levels))) for name in self._free] + [
@@ -169,19 +163,17 @@ class Calibrator:
             )
             for item in self._deviations
         ]
-        self._groups = structure.nuisance(rows.rows)
-        self._nuisance_sd = structure.nuisance_sd
-        self._low_exponent, self._high_exponent = self._bounds()
 
     def parameter_sets(self, exponents: NDArray[np.float64]) -> NDArray[np.float64]:
         """One parameter set a level of the rows, inside physical bounds."""
         import numpy as np
 
-        log_factor = np.zeros((len(self._rows.levels), len(self.names)))
+        from tokenopt import _core
+
+        log_factor = self._fixed_factor.repeat(len(self._rows.levels), axis=0)
         for (parameter, levels), exponent in zip(self._moves, exponents, strict=True):
             log_factor[levels, parameter] += exponent
-        values: NDArray[np.float64] = np.clip(self._prior * np.exp(log_factor), self._low, self._high)
-        return values
+        return np.array(_core.parameters_at(log_factor.tolist()))
 
     def predict(self, exponents: NDArray[np.float64]) -> NDArray[np.float64]:
         """Predictions of every row."""
@@ -206,27 +198,24 @@ class Calibrator:
         rows: list[NDArray[np.int64]] = []
         set_of_job: list[NDArray[np.int64]] = []
         columns: list[NDArray[np.int64]] = []
-        steps: list[NDArray[np.float64]] = []
         for column, (_, levels) in enumerate(self._moves):
-            step = STEP if exponents[column] + STEP < self._high_exponent[column] else -STEP
             moved = exponents.copy()
-            moved[column] += step
+            moved[column] += STEP
             # Only the levels that this exponent moves, and of their rows all.
             changed = self.parameter_sets(moved)[levels]
             number = np.full(len(here), -1)
             number[levels] = len(sets) + np.arange(len(levels))
-            touched = np.flatnonzero(number[self._set_of_row] >= 0)
+            touched = np.flatnonzero((number[self._set_of_row] >= 0) & self._is_fitted)
             sets.extend(changed)
             rows.append(touched)
             set_of_job.append(number[self._set_of_row[touched]])
             columns.append(np.full(len(touched), column))
-            steps.append(np.full(len(touched), step))
-        row, column_of_job, step_of_job = np.concatenate(rows), np.concatenate(columns), np.concatenate(steps)
+        row, column_of_job = np.concatenate(rows), np.concatenate(columns)
         predicted = self._rows.predict_jobs(row, np.concatenate(set_of_job), np.array(sets))
         n = len(self._set_of_row)
         jacobian = np.zeros((2 * n, len(exponents)))
         for quantity in (0, 1):
-            change = np.log(predicted[:, quantity] / base[row, quantity]) / step_of_job
+            change = np.log(predicted[:, quantity] / base[row, quantity]) / STEP
             jacobian[row + quantity * n, column_of_job] = np.nan_to_num(change, nan=0.0, posinf=0.0, neginf=0.0)
         return jacobian
 
@@ -253,96 +242,65 @@ class Calibrator:
         used = np.ones(len(self._set_of_row), bool) if is_used is None else is_used
         weight = self._weight * np.concatenate([used, used])
         exponents = np.zeros(len(self._sd)) if start is None else start.copy()
-        exponents = np.clip(exponents, self._low_exponent, self._high_exponent)
-        offsets = np.zeros(self._groups.shape[1])
-        prior_sd = np.concatenate([self._sd, np.full(len(offsets), self._nuisance_sd)])
         logs = self._logs(exponents)
 
-        def cost(logs: NDArray[np.float64], exponents: NDArray[np.float64], offsets: NDArray[np.float64]) -> float:
-            data = (logs + self._groups @ offsets) * weight
-            priors = np.concatenate([exponents, offsets]) / prior_sd
+        def cost(logs: NDArray[np.float64], exponents: NDArray[np.float64]) -> float:
+            data = logs * weight
+            priors = exponents / self._sd
             # Soft L1: quadratic near zero, linear for outliers.
             return float(2.0 * (np.sqrt(1.0 + data * data) - 1.0).sum() + priors @ priors)
 
-        known = cost(logs, exponents, offsets)
+        known = cost(logs, exponents)
+        damping = 1e-3
         for linearisation in range(max(linearisations, 1)):
             if jacobian is None or linearisation > 0:
                 jacobian = self._jacobian(exponents)
-            whole = np.hstack([jacobian, self._groups]) * weight[:, None]
-            largest_move = 0.0
+            weighted = jacobian * weight[:, None]
+            before = known
             for _ in range(STEPS_PER_LINEARISATION):
-                data = (logs + self._groups @ offsets) * weight
+                data = logs * weight
                 robust = 1.0 / np.sqrt(1.0 + data * data)
-                gradient = whole.T @ (robust * data) + np.concatenate([exponents, offsets]) / prior_sd**2
-                hessian = (whole * robust[:, None]).T @ whole + np.diag(1.0 / prior_sd**2)
-                step = self._bounded_step(hessian, gradient, exponents)
-                for _ in range(HALVINGS):
-                    moved = np.clip(exponents + step[: len(exponents)], self._low_exponent, self._high_exponent)
-                    moved_offsets = offsets + step[len(exponents) :]
+                gradient = weighted.T @ (robust * data) + exponents / self._sd**2
+                # The curvature of soft L1, which falls faster than its slope: Newton, not reweighting, which crawls.
+                curvature = np.maximum(robust**3, LEAST_CURVATURE * robust)
+                hessian = (weighted * curvature[:, None]).T @ weighted + np.diag(1.0 / self._sd**2)
+                for _ in range(TRIES):
+                    step = -np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
+                    moved = exponents + step
                     moved_logs = self._logs(moved)
-                    moved_cost = cost(moved_logs, moved, moved_offsets)
+                    moved_cost = cost(moved_logs, moved)
                     if moved_cost < known:
+                        damping = max(0.2 * damping, 1e-6)
                         break
-                    step = 0.5 * step
+                    damping = 5.0 * max(damping, 1e-3)
                 else:
                     break
-                move = float(np.abs(moved - exponents).max())
-                largest_move = max(largest_move, move)
                 is_converged = known - moved_cost < COST_TOLERANCE * known
-                exponents, offsets, logs, known = moved, moved_offsets, moved_logs, moved_cost
+                exponents, logs, known = moved, moved_logs, moved_cost
                 if is_converged:
                     break
-            if largest_move < MOVE_TOLERANCE:
+            damping = min(damping, 1.0)
+            if linearisation > 0 and before - known < COST_TOLERANCE * known:
                 break
-        self._curvature = hessian[: len(exponents), : len(exponents)]
-        self._last_jacobian = jacobian
+        self._curvature = hessian
         return exponents
-
-    def _bounded_step(
-        self, hessian: NDArray[np.float64], gradient: NDArray[np.float64], exponents: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """The Gauss-Newton step with the exponents that would leave their bounds held at them."""
-        import numpy as np
-
-        count = len(exponents)
-        held = np.zeros(len(gradient), bool)
-        step = np.zeros(len(gradient))
-        for _ in range(4):
-            free = ~held
-            step[:] = 0.0
-            step[free] = -np.linalg.solve(hessian[np.ix_(free, free)], gradient[free])
-            leaving = np.zeros(len(gradient), bool)
-            leaving[:count] = ((exponents <= self._low_exponent) & (step[:count] < 0)) | (
-                (exponents >= self._high_exponent) & (step[:count] > 0)
-            )
-            if not leaving.any():
-                break
-            held |= leaving
-        return step
-
-    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        import numpy as np
-
-        widest = 4.0
-        low, high = np.full(len(self._sd), -widest), np.full(len(self._sd), widest)
-        for index, name in enumerate(self._free):
-            column = self.names.index(name)
-            prior = self._prior[column]
-            low[index] = max(-widest, math.log(max(self._low[column], prior * math.exp(-widest)) / prior))
-            high[index] = min(widest, math.log(self._high[column] / prior))
-        return low, high
 
     def result(self, exponents: NDArray[np.float64]) -> Fit:
         """The fitted values by name."""
         import numpy as np
 
-        base = dict(zip(self.names, map(float, self._prior), strict=True))
+        from tokenopt import _core
+
+        factors = self._fixed_factor[0].copy()
+        for index, name in enumerate(self._free):
+            factors[self.names.index(name)] = exponents[index]
+        values = _core.parameters_at([factors.tolist()])[0]
+        base = dict(zip(self.names, values, strict=True))
         covariance = np.linalg.pinv(self._curvature)
         uncertainty = {}
         for index, name in enumerate(self._free):
             column = self.names.index(name)
-            value = self._prior[column] * math.exp(exponents[index])
-            base[name] = float(min(max(value, self._low[column]), self._high[column]))
+            base[name] = values[column]
             uncertainty[name] = float(math.sqrt(max(covariance[index, index], 0.0)))
         deviations: dict[str, dict[str, dict[str, float]]] = {}
         for index, item in enumerate(self._deviations):
@@ -351,21 +309,24 @@ class Calibrator:
         return Fit(base, deviations, uncertainty, exponents)
 
     def leave_out(self, keys: Sequence[object], start: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Predictions of each row by a fit that never saw the rows with its key.
+        """Parameter sets of each row by a fit that never saw the rows with its key.
 
         Args:
             keys: One a row.
             start: Optimum of all rows, to start from.
+
+        Returns:
+            Rows x parameters.
         """
         import numpy as np
 
         jacobian = self._jacobian(start)
-        predictions = np.full((len(keys), 4), np.nan)
+        sets = np.full((len(keys), len(self.names)), np.nan)
         for key in sorted(set(keys), key=str):
             is_held_out = np.array([entry == key for entry in keys])
             exponents = self.fit(~is_held_out, start, jacobian, LEAVE_OUT_LINEARISATIONS)
-            predictions[is_held_out] = self.predict(exponents)[is_held_out]
-        return predictions
+            sets[is_held_out] = self.parameter_sets(exponents)[self._set_of_row[is_held_out]]
+        return sets
 
 
 def _global_sd(name: str) -> float:

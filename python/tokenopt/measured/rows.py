@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tokenopt.catalog.engines import quarter_of
 from tokenopt.catalog.models import load_bundled_model, precision_label, weight_formats
 from tokenopt.errors import SpecError
 from tokenopt.measured.serving_data import ServingRow
@@ -20,19 +21,20 @@ if TYPE_CHECKING:
 CHUNK_TOKENS = 8192.0
 """Prefill chunk of the measured servers; the recipes of all three engines use it or more."""
 
-Level = tuple[str, str, str]
-"""Engine, accelerator family and weight precision: what deviations of a calibration may depend on."""
+Level = tuple[str, str, str, str]
+"""Engine, accelerator family, weight precision and release: what deviations of a calibration may depend on."""
 
 
 def level_names(level: Level) -> dict[str, str]:
     """Name of a row's level at each level of a calibration."""
-    engine, family, precision = level
+    engine, family, precision, release = level
     return {
         "engine": engine,
         "family": family,
         "format": precision,
         "stack": f"{engine} {family}",
         "kernel": f"{engine} {family} {precision}",
+        "release": f"{engine} {release}",
     }
 
 
@@ -57,6 +59,13 @@ class CompiledRows:
         """Rows x (tpot_s, ttft_s, output_tps_per_chip, decode_step_s) for one parameter set a level; NaN = no fit."""
         predicted: NDArray[np.float64] = self._core.predict(parameters)
         return predicted
+
+    def predict_each(self, sets: NDArray[np.float64]) -> NDArray[np.float64]:
+        """As :meth:`predict`, for one parameter set a row."""
+        import numpy as np
+
+        indices = np.arange(len(self.rows))
+        return self.predict_jobs(indices, indices, sets)
 
     def predict_jobs(
         self, rows: NDArray[np.int64], sets: NDArray[np.int64], parameters: NDArray[np.float64]
@@ -99,7 +108,7 @@ def compile_rows(rows: Sequence[ServingRow], registry: PluginRegistry) -> Compil
             continue
         models.setdefault(row.model, architecture)
         chips.setdefault(row.accelerator, core_accelerator(chip, DEFAULT_PUE))
-        level = (row.engine, chip.family, label)
+        level = (row.engine, chip.family, label, release_of(row))
         sets.append(levels.setdefault(level, len(levels)))
         entries.append(
             {
@@ -108,6 +117,8 @@ def compile_rows(rows: Sequence[ServingRow], registry: PluginRegistry) -> Compil
                 "weights": formats,
                 "kv_precision": kv_format(row),
                 "set": sets[-1],
+                "workers": float(row.workers),
+                "prefill_pool": _prefill_pool(row),
                 "layout": {"tp": row.tp, "pp": row.pp, "ep": row.ep, "attn_dp": row.attn_dp},
                 "workload": {"isl": row.isl, "osl": row.osl, "prefix_hit": 0.0},
                 "concurrency": row.concurrency,
@@ -119,7 +130,32 @@ def compile_rows(rows: Sequence[ServingRow], registry: PluginRegistry) -> Compil
     return CompiledRows(kept, refused, list(levels), sets, _core.ServingRows(json.dumps(problem)))
 
 
+def _prefill_pool(row: ServingRow) -> dict[str, Any] | None:
+    pool = row.prefill
+    if pool is None:
+        return None
+    layout = {"tp": pool.tp, "pp": pool.pp, "ep": pool.ep, "attn_dp": pool.attn_dp}
+    return {"layout": layout, "workers": float(pool.workers)}
+
+
 def kv_format(row: ServingRow) -> str:
     """KV-cache format of a row, which no source prints: 8 bits for quantised weights where the recipes do so."""
     is_quantised = row.weight_precision not in ("bf16", "fp16")
     return "fp8" if is_quantised and (row.source == "InferenceX" or row.engine == "trtllm") else "bf16"
+
+
+VERSION_QUARTERS = {
+    ("trtllm", "1.0.0"): "2025-Q3", ("sglang", "0.5.1"): "2025-Q3", ("sglang", "0.5.6"): "2025-Q4",
+    ("sglang", "0.5.8"): "2026-Q1", ("vllm", "0.12.0"): "2025-Q4",
+}  # fmt: skip
+"""Quarter in which a version came out, for rows without a date."""
+
+
+def release_of(row: ServingRow) -> str:
+    """Quarter of the engine's release that a row was measured with; empty where it is not known."""
+    if row.date:
+        return quarter_of(row.date)
+    for (engine, version), quarter in VERSION_QUARTERS.items():
+        if row.engine == engine and row.version.startswith(version):
+            return quarter
+    return ""

@@ -22,12 +22,12 @@ QUEUE_OSL = 500
 queue in front of the server: its batch is then smaller than the client's concurrency."""
 
 UNLABELLED_SPECULATION = (
-    ("trtllm", "1.2.0rc6.post3", "", ""),
-    ("trtllm", "1.1.0rc2.post2", "2026-01-14", ""),
-    ("sglang", "0.5.9", "2026-03-25", "fp8"),
+    ("trtllm", "1.2.0rc6.post3", "", "", ""),
+    ("trtllm", "1.1.0rc2.post2", "2026-01-14", "", ""),
+    ("sglang", "0.5.9", "2026-03-25", "fp8", "h200-sxm"),
 )
-"""Engine, version, date and precision of DeepSeek runs that are 1.1 to 2.3 times faster than the same stack without
-speculative decoding, confirmed by labelled rows of another source; H200 excepted."""
+"""Engine, version, date, precision and excepted accelerator of DeepSeek runs that are 1.1 to 2.3 times faster than the same
+stack without speculative decoding, confirmed by labelled rows of another source."""
 
 IMPLAUSIBLE_SWEEPS = (
     ("engine sweep", "trtllm", "", "gb200-nvl72"),
@@ -38,8 +38,24 @@ concurrency, or the implied arithmetic rate is above 0.55 of peak."""
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillWorkers:
+    """The prefill pool of a disaggregated deployment: equal workers, each on one layout."""
+
+    workers: int
+    tp: int
+    pp: int
+    attn_dp: int
+    ep: int
+
+    @property
+    def chips(self) -> int:
+        """Chips of all workers."""
+        return self.workers * self.tp * self.pp * self.attn_dp
+
+
+@dataclass(frozen=True, slots=True)
 class ServingRow:
-    """One measured operating point of an aggregated deployment.
+    """One measured operating point.
 
     Attributes:
         id: Identifier in the file.
@@ -54,10 +70,13 @@ class ServingRow:
         isl: Mean prompt length, tokens.
         osl: Mean output length, tokens.
         concurrency: Requests in flight on the deployment.
-        tp, pp, attn_dp, ep: Layout of one replica, repaired where the file prints products as chips.
+        tp, pp, attn_dp, ep: Layout of one replica or decode worker, repaired where the file prints products as chips.
         ttft_s: Measured time to first token, s; None where not published.
         tpot_s: Measured time per output token, s.
         is_queue_limited: Whether the client's concurrency exceeds what the server ran.
+        workers: Decode workers.
+        prefill: The prefill pool; None when aggregated.
+        unscored: Why the row is predicted but neither fitted nor scored; empty when it is.
     """
 
     id: str
@@ -79,11 +98,19 @@ class ServingRow:
     ttft_s: float | None
     tpot_s: float
     is_queue_limited: bool
+    workers: int = 1
+    prefill: PrefillWorkers | None = None
+    unscored: str = ""
 
     @property
     def chips(self) -> int:
-        """Chips of the replica."""
-        return self.tp * self.pp * self.attn_dp
+        """Chips of the deployment."""
+        return self.workers * self.tp * self.pp * self.attn_dp + (self.prefill.chips if self.prefill else 0)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether predictions are held against the row."""
+        return not self.unscored and not self.is_queue_limited
 
     @property
     def output_tps_per_chip(self) -> float:
@@ -99,11 +126,21 @@ class ServingRow:
 
 @dataclass(frozen=True, slots=True)
 class CleanRows:
-    """Rows that can be used, and how many each rule dropped or repaired."""
+    """Rows of a file.
+
+    Attributes:
+        rows: Every row that can be predicted, in the order of the file; `unscored` says which are not held against.
+        dropped: Ids of the rows that a rule keeps out of fit and score, by rule; most of them can still be predicted.
+        unusable: Reason by id of the rows that lack what a prediction needs.
+        repaired: Rows whose layout was taken apart.
+        order: Ids in the order of the file.
+    """
 
     rows: list[ServingRow]
     dropped: dict[str, list[str]]
+    unusable: dict[str, str]
     repaired: int
+    order: list[str]
 
 
 def read_serving_curves(path: Path) -> list[dict[str, str]]:
@@ -118,7 +155,9 @@ def read_serving_curves(path: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SpecError(f"{path} cannot be read: {error}") from error
     needed = {"id", "model", "accelerator", "engine", "mode", "isl", "osl", "concurrency", "tp", "ttft_ms", "tpot_ms"}
-    missing = sorted(needed - set(rows[0] if rows else ()))
+    if not rows:
+        raise SpecError(f"{path} holds no row")
+    missing = sorted(needed - set(rows[0]))
     if missing:
         raise SpecError(f"{path} has no column {missing[0]}, expected those of serving_curves.csv")
     return rows
@@ -131,35 +170,64 @@ def clean(raw: Iterable[Mapping[str, str]]) -> CleanRows:
         raw: Rows of :func:`read_serving_curves`.
 
     Returns:
-        Usable rows in the order of the file; ids of the dropped ones by rule.
+        Every row that can be predicted, and what the rules say of the others.
     """
     rows: list[ServingRow] = []
     dropped: dict[str, list[str]] = {}
+    unusable: dict[str, str] = {}
     seen: set[tuple[object, ...]] = set()
     repaired = 0
+    order: list[str] = []
     for entry in raw:
-        reason = _refusal(entry)
-        if reason:
-            dropped.setdefault(reason, []).append(entry["id"])
+        order.append(entry["id"])
+        missing = _missing(entry)
+        if missing:
+            unusable[entry["id"]] = missing
             continue
         row, was_repaired = parse_row(entry)
-        signature = (
-            *row.stack, row.version if row.source != "InferenceX" else "", row.isl, row.osl, row.concurrency, row.tp, row.pp,
-            row.attn_dp, row.ep, round(math.log(row.tpot_s), 2),
-        )  # fmt: skip
-        if signature in seen:
-            dropped.setdefault("repeat", []).append(row.id)
-            continue
-        seen.add(signature)
-        repaired += was_repaired
-        rows.append(row)
-    return CleanRows(rows, dropped, repaired)
+        reason = _refusal(entry)
+        if not reason:
+            signature = (
+                *row.stack, row.version if row.source != "InferenceX" else "", row.isl, row.osl, row.concurrency, row.tp,
+                row.pp, row.attn_dp, row.ep, row.workers, row.prefill, round(math.log(row.tpot_s), 2),
+            )  # fmt: skip
+            reason = "repeat" if signature in seen else ""
+            seen.add(signature)
+        if reason:
+            dropped.setdefault(reason, []).append(row.id)
+        else:
+            repaired += was_repaired
+        rows.append(replace(row, unscored=reason))
+    return CleanRows(rows, dropped, unusable, repaired, order)
+
+
+def _missing(entry: Mapping[str, str]) -> str:
+    """What a prediction needs and the row does not say; empty when all is there."""
+    for name in ("isl", "osl"):
+        if not _number(entry, name):
+            return f"no {name}"
+    if not _concurrency(entry):
+        return "no concurrency"
+    if entry["mode"] == "disagg":
+        if not _number(entry, "decode_workers") or not _number(entry, "prefill_workers"):
+            return "disaggregated, number of workers not published"
+        if not (_number(entry, "decode_tp") or _number(entry, "decode_attn_dp")):
+            return "disaggregated, layout of the decode workers not published"
+    elif entry["mode"] not in ("agg", ""):
+        return f"mode {entry['mode']} is not known"
+    return ""
+
+
+def _concurrency(entry: Mapping[str, str]) -> float | None:
+    """Requests in flight; where only the batch of a decode rank is printed, that of all ranks of all workers."""
+    batch = _number(entry, "decode_batch")
+    if _number(entry, "concurrency") or not batch:
+        return _number(entry, "concurrency")
+    return batch * (_number(entry, "decode_workers") or 1.0) * (_number(entry, "decode_attn_dp") or 1.0)
 
 
 def _refusal(entry: Mapping[str, str]) -> str:
-    """Name of the rule that drops a row; empty when none does."""
-    if entry["mode"] != "agg":
-        return "disaggregated"
+    """Name of the rule that keeps a row out of fit and score; empty when none does."""
     if not _number(entry, "tpot_ms"):
         return "no time per output token"
     version, date = entry.get("engine_version", ""), entry.get("measured_on", "")
@@ -168,9 +236,12 @@ def _refusal(entry: Mapping[str, str]) -> str:
         and version == with_version
         and (not on or date == on)
         and (not precision or entry["weight_precision"] == precision)
-        for engine, with_version, on, precision in UNLABELLED_SPECULATION
+        and entry["accelerator"] != excepted
+        for engine, with_version, on, precision, excepted in UNLABELLED_SPECULATION
     )
-    if is_speculative and entry["accelerator"] != "h200-sxm":
+    if entry["mode"] == "disagg":
+        return ""
+    if is_speculative:
         return "unlabelled speculative decoding"
     if entry["accelerator"].startswith("gb200") and entry.get("source") == "InferenceX":
         return "disaggregated run printed as aggregated"
@@ -192,24 +263,31 @@ def parse_row(entry: Mapping[str, str]) -> tuple[ServingRow, bool]:
     Raises:
         SpecError: A number is missing.
     """
-    was_repaired, (tp, pp, attn_dp, ep) = _layout(entry)
+    is_disaggregated = entry["mode"] == "disagg"
+    was_repaired, (tp, pp, attn_dp, ep) = _layout(entry, "decode_") if is_disaggregated else _layout(entry)
+    prefill = None
+    if is_disaggregated:
+        workers = int(_number(entry, "prefill_workers") or 1)
+        prefill = PrefillWorkers(workers, *_layout(entry, "prefill_")[1])
     share = LENGTH_SHARE.get(entry.get("source", ""), 1.0)
-    isl, osl, concurrency, tpot_ms = (_number(entry, name) for name in ("isl", "osl", "concurrency", "tpot_ms"))
-    if not isl or not osl or not concurrency or not tpot_ms:
-        raise SpecError(f"row {entry['id']} lacks isl, osl, concurrency or tpot_ms")
-    ttft_ms = _number(entry, "ttft_ms")
+    isl, osl, concurrency = _number(entry, "isl"), _number(entry, "osl"), _concurrency(entry)
+    if not isl or not osl or not concurrency:
+        raise SpecError(f"row {entry['id']} lacks isl, osl or concurrency")
+    tpot_ms, ttft_ms = _number(entry, "tpot_ms"), _number(entry, "ttft_ms")
     row = ServingRow(
         id=entry["id"], source=entry.get("source", ""), date=entry.get("measured_on", ""), model=entry["model"],
         accelerator=entry["accelerator"], engine=entry["engine"], version=entry.get("engine_version", ""),
-        mode=entry["mode"], weight_precision=entry["weight_precision"], isl=isl * share, osl=osl * share,
-        concurrency=concurrency, tp=tp, pp=pp, attn_dp=attn_dp, ep=ep,
-        ttft_s=ttft_ms / 1e3 if ttft_ms else None, tpot_s=tpot_ms / 1e3, is_queue_limited=False,
+        mode=entry["mode"] or "agg", weight_precision=entry.get("weight_precision") or "native", isl=isl * share,
+        osl=osl * share, concurrency=concurrency, tp=tp, pp=pp, attn_dp=attn_dp, ep=ep,
+        ttft_s=ttft_ms / 1e3 if ttft_ms else None, tpot_s=tpot_ms / 1e3 if tpot_ms else math.nan,
+        is_queue_limited=False, workers=int(_number(entry, "decode_workers") or 1) if is_disaggregated else 1,
+        prefill=prefill,
     )  # fmt: skip
     return replace(row, is_queue_limited=_is_queue_limited(row)), was_repaired
 
 
 def _is_queue_limited(row: ServingRow) -> bool:
-    if row.ttft_s is None:
+    if row.ttft_s is None or row.prefill is not None:
         return False
     return row.ttft_s > QUEUE_TTFT_S or (row.osl >= QUEUE_OSL * 0.9 and row.ttft_s > 0.5 * row.osl * row.tpot_s)
 
@@ -218,15 +296,15 @@ def _printed_chips(entry: Mapping[str, str]) -> int:
     return int((_number(entry, "tp") or 1) * (_number(entry, "pp") or 1) * (_number(entry, "attn_dp") or 1))
 
 
-def _layout(entry: Mapping[str, str]) -> tuple[bool, tuple[int, int, int, int]]:
+def _layout(entry: Mapping[str, str], pool: str = "") -> tuple[bool, tuple[int, int, int, int]]:
     """Layout as (tp, pp, attn_dp, ep), and whether products printed as chip counts were taken apart.
 
     A run on n chips with tp = ep = n is printed by one source as n x n chips: tp (or attention ranks) n^2 with experts
     on n x n, or both tp and attention ranks n with n^2 expert ranks.
     """
-    tp, pp, dp = (int(_number(entry, name) or 1) for name in ("tp", "pp", "attn_dp"))
-    moe_tp, moe_ep = (int(_number(entry, name) or 1) for name in ("moe_tp", "moe_ep"))
-    if entry.get("source") == "InferenceX":
+    tp, pp, dp = (int(_number(entry, pool + name) or 1) for name in ("tp", "pp", "attn_dp"))
+    moe_tp, moe_ep = (int(_number(entry, pool + name) or 1) for name in ("moe_tp", "moe_ep"))
+    if entry.get("source") == "InferenceX" and not pool:
         if moe_tp == moe_ep > 1 and moe_tp * moe_ep in (tp, dp):
             n = moe_ep
             return True, (n, pp, 1, n) if tp > 1 else (1, pp, n, n)

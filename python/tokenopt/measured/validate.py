@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEAVE_OUT: Mapping[str, Callable[[ServingRow], object]] = {
-    "shape": lambda row: (row.model, row.accelerator, row.weight_precision, row.isl, row.osl),
+    "shape": lambda row: (row.model, row.accelerator, row.weight_precision, row.isl, row.osl, row.mode),
     "group": lambda row: (row.model, row.accelerator),
     "model": lambda row: row.model,
     "accelerator": lambda row: row.accelerator,
@@ -41,6 +41,10 @@ SLICES: Mapping[str, Callable[[ServingRow], str]] = {
 
 BUNDLED_ROWS = Path(__file__).parent / "data" / "serving_sweeps.csv"
 """InferenceX points of April 2026 and companion engine sweeps; each row carries its source and date."""
+
+
+NO_FIT = "does not fit in memory"
+QUEUED = "queue in front of the server"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +100,20 @@ def load(files: Sequence[Path], registry: PluginRegistry) -> tuple[CleanRows, Co
     return cleaned, compiled
 
 
-def calibrated_predictions(compiled: CompiledRows, calibration: Calibration | None = None) -> NDArray[np.float64]:
-    """Predictions with a calibration as it ships."""
+def calibrated_sets(compiled: CompiledRows, calibration: Calibration | None = None) -> NDArray[np.float64]:
+    """Parameter set of each row by a calibration as it ships."""
     import numpy as np
 
     calibration = calibration or default_calibration()
-    sets = [list(resolve_parameters(calibration, *level).values()) for level in compiled.levels]
-    return compiled.predict(np.array(sets))
+    sets = [
+        list(resolve_parameters(calibration, engine, family, precision, as_of=release).values())
+        for engine, family, precision, release in compiled.levels
+    ]
+    return np.array(sets)[compiled.sets]
 
 
-def leave_out_predictions(compiled: CompiledRows, what: str, structure: Structure | None = None) -> NDArray[np.float64]:
-    """Predictions of each row by a refit without the rows that share its key.
+def leave_out_sets(compiled: CompiledRows, what: str, structure: Structure | None = None) -> NDArray[np.float64]:
+    """Parameter set of each row by a refit without the rows that share its key.
 
     Args:
         compiled: Rows.
@@ -116,21 +123,67 @@ def leave_out_predictions(compiled: CompiledRows, what: str, structure: Structur
     Raises:
         SpecError: Unknown name.
     """
-    if what not in LEAVE_OUT:
-        raise SpecError(f"leave-out is {what!r}, expected {', '.join(LEAVE_OUT)}")
+    keys = leave_out_keys(compiled, what)
     calibrator = Calibrator(compiled, structure)
-    keys = [LEAVE_OUT[what](row) for row in compiled.rows]
-    if what == "shape":
-        order = {key: index % SHAPE_FOLDS for index, key in enumerate(dict.fromkeys(keys))}
-        keys = [order[key] for key in keys]
     return calibrator.leave_out(keys, calibrator.fit())
 
 
-def score(label: str, cleaned: CleanRows, compiled: CompiledRows, predictions: NDArray[np.float64]) -> Validation:
-    """Errors of predictions, overall and by slice; rows behind a queue are counted apart."""
+def leave_out_keys(compiled: CompiledRows, what: str) -> list[object]:
+    """What is left out together with each row.
+
+    Raises:
+        SpecError: Unknown name.
+    """
+    if what not in LEAVE_OUT:
+        raise SpecError(f"leave-out is {what!r}, expected {', '.join(LEAVE_OUT)}")
+    keys: list[object] = [LEAVE_OUT[what](row) for row in compiled.rows]
+    if what == "shape":
+        order = {key: index % SHAPE_FOLDS for index, key in enumerate(dict.fromkeys(keys))}
+        keys = [order[key] for key in keys]
+    return keys
+
+
+def row_predictions(
+    compiled: CompiledRows, leave_out: str | None = None, anchors: int = 0
+) -> tuple[str, NDArray[np.float64], frozenset[int]]:
+    """Predictions of every row, and how they came about.
+
+    Args:
+        compiled: Rows.
+        leave_out: Refit without what is named; the shipped calibration where None.
+        anchors: Random measured points of each stack that shift its prediction.
+
+    Returns:
+        Label, predictions, and the rows that served as anchors: they are not scored.
+    """
+    sets = leave_out_sets(compiled, leave_out) if leave_out else calibrated_sets(compiled)
+    label = f"refitted without the {leave_out}" if leave_out else "shipped calibration"
+    picked: list[int] = []
+    if anchors:
+        from tokenopt.measured.anchors import fit_anchors, random_picks
+
+        predicted = compiled.predict_each(sets)[:, 0]
+        stacks = [(row.mode, *row.stack) for row in compiled.rows]
+        is_usable = [
+            row.is_scored and bool(value == value) for row, value in zip(compiled.rows, predicted, strict=True)
+        ]
+        picked = random_picks(stacks, is_usable, anchors)
+        sets = fit_anchors(compiled, sets, stacks, picked)
+        label += f", {anchors} measured points a stack"
+    return label, compiled.predict_each(sets), frozenset(picked)
+
+
+def score(
+    label: str,
+    cleaned: CleanRows,
+    compiled: CompiledRows,
+    predictions: NDArray[np.float64],
+    skipped: frozenset[int] = frozenset(),
+) -> Validation:
+    """Errors of predictions, overall and by slice; rows behind a queue are counted apart, rows `skipped` not at all."""
     import numpy as np
 
-    scored = [index for index, row in enumerate(compiled.rows) if not row.is_queue_limited]
+    scored = [index for index, row in enumerate(compiled.rows) if row.is_scored and index not in skipped]
     rows = [compiled.rows[index] for index in scored]
     ratios = {
         "tpot_ms": predictions[scored, 0] / np.array([row.tpot_s for row in rows]),
@@ -148,18 +201,18 @@ def score(label: str, cleaned: CleanRows, compiled: CompiledRows, predictions: N
             for name in sorted(set(names))
         }
     refused: dict[str, int] = {}
-    for reason in compiled.refused.values():
+    for reason in (*cleaned.unusable.values(), *compiled.refused.values()):
         refused[reason] = refused.get(reason, 0) + 1
     no_fit = int(np.isnan(predictions[:, 0]).sum())
     if no_fit:
-        refused["does not fit in memory"] = no_fit
+        refused[NO_FIT] = no_fit
     return Validation(
         label=label,
         overall={quantity: _errors(ratio) for quantity, ratio in ratios.items()},
         by=by,
         dropped={rule: len(ids) for rule, ids in sorted(cleaned.dropped.items())},
         refused=refused,
-        queued=len(compiled.rows) - len(rows),
+        queued=sum(row.is_queue_limited and not row.unscored for row in compiled.rows),
     )
 
 
@@ -180,32 +233,34 @@ def _errors(ratio: NDArray[np.float64]) -> Errors:
 
 
 def rows_csv(cleaned: CleanRows, compiled: CompiledRows, predictions: NDArray[np.float64]) -> str:
-    """Every row of the input with its prediction or the reason why there is none."""
+    """Every row of the input, in its order: what was measured, what is predicted, and why it is not scored."""
     text = io.StringIO()
     names = ["id", "ttft_ms", "tpot_ms", "output_tps_per_chip", "pred_ttft_ms", "pred_tpot_ms", "pred_output_tps_per_chip",
              "reason"]  # fmt: skip
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
-    for index, row in enumerate(compiled.rows):
-        tpot_s, ttft_s, tps, _ = predictions[index]
-        fits = bool(tpot_s == tpot_s)
-        writer.writerow(
-            {
-                "id": row.id,
-                "ttft_ms": f"{row.ttft_s * 1e3:.6g}" if row.ttft_s else "",
-                "tpot_ms": f"{row.tpot_s * 1e3:.6g}",
-                "output_tps_per_chip": f"{row.output_tps_per_chip:.6g}",
-                "pred_ttft_ms": f"{ttft_s * 1e3:.6g}" if fits else "",
-                "pred_tpot_ms": f"{tpot_s * 1e3:.6g}" if fits else "",
-                "pred_output_tps_per_chip": f"{tps:.6g}" if fits else "",
-                "reason": "" if fits else "does not fit in memory",
-            }
-        )
-    for rule, ids in cleaned.dropped.items():
-        for row_id in ids:
-            writer.writerow({"id": row_id, "reason": rule})
-    for row_id, reason in compiled.refused.items():
-        writer.writerow({"id": row_id, "reason": reason})
+
+    def number(value: float) -> str:
+        return f"{value:.6g}" if value == value else ""
+
+    lines: dict[str, list[dict[str, str]]] = {}
+    for row, (tpot_s, ttft_s, tps, _) in zip(compiled.rows, predictions, strict=True):
+        reason = row.unscored or (QUEUED if row.is_queue_limited else "")
+        line = {
+            "id": row.id,
+            "ttft_ms": number(row.ttft_s * 1e3) if row.ttft_s else "",
+            "tpot_ms": number(row.tpot_s * 1e3),
+            "output_tps_per_chip": number(row.output_tps_per_chip),
+            "pred_ttft_ms": number(ttft_s * 1e3),
+            "pred_tpot_ms": number(tpot_s * 1e3),
+            "pred_output_tps_per_chip": number(tps),
+            "reason": reason if tpot_s == tpot_s else NO_FIT,
+        }
+        lines.setdefault(row.id, []).append(line)
+    for row_id, reason in {**cleaned.unusable, **compiled.refused}.items():
+        lines.setdefault(row_id, []).append({"id": row_id, "reason": reason})
+    for row_id in cleaned.order:
+        writer.writerow(lines[row_id].pop(0))
     return text.getvalue()
 
 
@@ -224,7 +279,7 @@ def calibrate(compiled: CompiledRows, structure: Structure | None = None) -> tup
     calibrator = Calibrator(compiled, structure)
     exponents = calibrator.fit()
     fit = calibrator.result(exponents)
-    scored = np.array([not row.is_queue_limited for row in compiled.rows])
+    scored = np.array([row.is_scored for row in compiled.rows])
     measured = np.array([row.output_tps_per_chip for row in compiled.rows])
 
     def spread(predictions: NDArray[np.float64]) -> float:
@@ -235,7 +290,8 @@ def calibrate(compiled: CompiledRows, structure: Structure | None = None) -> tup
     spreads = {"seen": spread(calibrator.predict(exponents))}
     for novelty, what in (("new_pair", "group"), ("new_model", "model"), ("new_accelerator", "accelerator")):
         keys = [LEAVE_OUT[what](row) for row in compiled.rows]
-        spreads[novelty] = max(spread(calibrator.leave_out(keys, exponents)), *spreads.values())
+        predictions = compiled.predict_each(calibrator.leave_out(keys, exponents))
+        spreads[novelty] = max(spread(predictions), *spreads.values())
     # Nothing of the kind is among the rows, so nothing can be left out: twice the spread of a new chip of a known family.
     spreads["new_family"] = 2.0 * spreads["new_accelerator"]
     return fit, spreads

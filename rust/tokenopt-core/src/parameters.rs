@@ -77,8 +77,10 @@ parameters! {
     decode_compute_efficiency = 0.47 in 0.02..0.95, "1";
     /// Share of the dense peak that matrix products of prefill reach.
     prefill_compute_efficiency = 0.52 in 0.02..0.95, "1";
-    /// Share of the 16-bit peak that attention reaches.
+    /// Share of the peak that decode attention reaches.
     attention_compute_efficiency = 0.45 in 0.02..0.95, "1";
+    /// Share of the peak that attention of prefill reaches.
+    prefill_attention_efficiency = 0.5 in 0.02..0.95, "1";
     /// Rows a dense product is padded with: work per product grows as tokens + this.
     dense_tile_tokens = 8.0 in 0.0..128.0, "tokens";
     /// Rows each touched expert is padded with.
@@ -116,11 +118,52 @@ parameters! {
     /// Share of prefill work of one attention-data-parallel rank that the other ranks wait for.
     rank_desynchronisation = 0.1 in 0.0..1.0, "1";
     /// Share of weight streaming and launch latency that a mixed step saves because decode pays it already.
-    fused_share = 0.0 in 0.0..1.0, "1";
+    fused_share = 0.7 in 0.0..1.0, "1";
+    /// Factor on decode steps that a user's own measurements of a stack ask for (1 = none).
+    decode_anchor = 1.0 in 0.33..3.0, "1";
+    /// Factor on prefill that a user's own measurements of a stack ask for (1 = none).
+    prefill_anchor = 1.0 in 0.33..3.0, "1";
     /// Share of memory the engine plans with.
-    memory_share = 0.90 in 0.3..0.99, "1";
+    memory_share = 0.95 in 0.3..0.99, "1";
     /// Memory outside weights, KV cache and activations: context, graphs, communication buffers.
     reserved_bytes = 2e9 in 0.0..16e9, "B";
+}
+
+impl ParameterInfo {
+    /// The value when deviations from the prior add up to `log_factor`; stays inside the physical bounds.
+    ///
+    /// `exp(log_factor)` times the prior to first order; further away the value approaches a bound without reaching it
+    /// (a logistic curve between the bounds), so that a fit sees no kink and a sum of deviations cannot leave physics.
+    #[must_use]
+    pub fn value_at(&self, log_factor: f64) -> f64 {
+        let range = self.high - self.low;
+        if self.prior <= self.low || self.prior >= self.high {
+            return self.prior;
+        }
+        let z = self.log_odds(self.prior) + self.odds_per_factor() * log_factor;
+        self.low + range / (1.0 + (-z).exp())
+    }
+
+    /// The inverse of [`Self::value_at`]; values at or beyond a bound count as just inside it.
+    #[must_use]
+    pub fn log_factor_of(&self, value: f64) -> f64 {
+        const MARGIN: f64 = 1e-9;
+        if self.prior <= self.low || self.prior >= self.high {
+            return 0.0;
+        }
+        let margin = MARGIN * (self.high - self.low);
+        let inside = value.clamp(self.low + margin, self.high - margin);
+        (self.log_odds(inside) - self.log_odds(self.prior)) / self.odds_per_factor()
+    }
+
+    fn log_odds(&self, value: f64) -> f64 {
+        ((value - self.low) / (self.high - value)).ln()
+    }
+
+    /// Change of the log odds for a relative change of the value, at the prior.
+    fn odds_per_factor(&self) -> f64 {
+        self.prior * (self.high - self.low) / ((self.prior - self.low) * (self.high - self.prior))
+    }
 }
 
 impl EngineParameters {
@@ -133,5 +176,37 @@ impl EngineParameters {
             require_within(info.name, value, info.low, info.high)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHARE: ParameterInfo = ParameterInfo {
+        name: "share",
+        prior: 0.5,
+        low: 0.0,
+        high: 1.0,
+        unit: "1",
+        meaning: "",
+    };
+
+    #[test]
+    fn a_factor_acts_like_itself_near_the_prior_and_never_leaves_the_bounds() {
+        // Odds 1 at the prior, 2 log odds for a log factor: exp(0.02) / (1 + exp(0.02)) = 0.505.
+        assert!((SHARE.value_at(0.01) - 0.504_999_833).abs() < 1e-8);
+        assert!(SHARE.value_at(50.0) <= 1.0 && SHARE.value_at(-50.0) >= 0.0);
+        for info in PARAMETERS {
+            let value = info.value_at(0.3);
+            assert!(value >= info.low && value <= info.high, "{}", info.name);
+            let is_inside = info.prior > info.low && info.prior < info.high;
+            let expected = if is_inside { 0.3 } else { 0.0 };
+            assert!(
+                (info.log_factor_of(value) - expected).abs() < 1e-6,
+                "{}",
+                info.name
+            );
+        }
     }
 }

@@ -9,8 +9,10 @@ use crate::error::CoreError;
 use crate::model::ModelSpec;
 use crate::ops::attention::Lengths;
 use crate::parameters::EngineParameters;
+use crate::serving::closed_pools::{closed_pools, Pool};
 use crate::serving::offline::{Delivery, TailLimits};
 use crate::serving::open_loop::Arrivals;
+use crate::serving::steady::increasing_root;
 use crate::serving::{
     DraftPlan, Layout, MemoryPlan, OpenLoop, Saturated, Speculation, Stack, SteadyState, StepModel,
     Workload,
@@ -65,9 +67,29 @@ pub struct Row {
     /// Squared coefficient of variation of output lengths.
     #[serde(default)]
     pub osl_cv2: f64,
+    /// Equal workers that share the clients.
+    #[serde(default = "one")]
+    pub workers: f64,
+    /// Pool that prefills apart from `layout`, which then only decodes.
+    #[serde(default)]
+    pub prefill_pool: Option<PrefillPool>,
     /// Whether the time to first token asked for is the median, which the burst at the start of a run does not reach.
     #[serde(default)]
     pub ttft_is_median: bool,
+}
+
+/// Workers that only prefill.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrefillPool {
+    /// Layout of one worker.
+    pub layout: Layout,
+    /// Workers.
+    pub workers: f64,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 /// How requests reach the replica, and what is asked of it.
@@ -265,6 +287,35 @@ impl RowSet {
         if per_rank < 1.0 {
             return Prediction::NONE;
         }
+        if let (Some(pool), Scenario::Closed) = (row.prefill_pool, row.scenario) {
+            let prefill = StepModel::new(model, accelerator, &stack, pool.layout, &lengths);
+            let decode = Pool {
+                layout,
+                workers: row.workers,
+                step: &step,
+            };
+            let prefill = Pool {
+                layout: pool.layout,
+                workers: pool.workers,
+                step: &prefill,
+            };
+            let chips = prefill.chips() + decode.chips();
+            let operation = closed_pools(
+                prefill,
+                decode,
+                parameters,
+                row.chunk_tokens,
+                osl,
+                row.concurrency,
+                per_rank / slots,
+            );
+            return Prediction {
+                tpot_s: operation.tpot_s,
+                ttft_s: operation.ttft_s,
+                output_tps_per_chip: operation.output_tps / chips,
+                decode_step_s: operation.tpot_s,
+            };
+        }
         let saturated = Saturated::new(&step, layout, osl, row.chunk_tokens);
         let batch = per_rank / slots;
         let delivery = match row.scenario {
@@ -362,48 +413,10 @@ fn closed_loop(
 
 /// The running batch per rank and slot at which `in_flight` requests are on the replica.
 ///
-/// Requests in flight rise with the batch, from 0 at an empty replica. The root is bracketed and found by false position
-/// with the Illinois rule, to 1e-12 of the bracket: about a fourth of the evaluations that halving would need.
+/// Requests in flight rise with the batch, from 0 at an empty replica.
 #[must_use]
 pub fn batch_in_flight(step: &StepModel, steady: &SteadyState, in_flight: f64) -> f64 {
-    const MOST_EVALUATIONS: u32 = 60;
-    const TOLERANCE: f64 = 1e-12;
-    let excess = |batch: f64| {
-        let operation = steady.operation(batch, step.decode_step_s(batch));
-        operation.in_flight - in_flight
-    };
-    let mut low = 0.0;
-    let mut high = in_flight / steady.batches();
-    let width = high;
-    let mut excess_low = -in_flight;
-    let mut excess_high = excess(high);
-    if excess_high <= 0.0 {
-        return high;
-    }
-    let mut kept = 0;
-    for _ in 0..MOST_EVALUATIONS {
-        let guess =
-            (high - excess_high * (high - low) / (excess_high - excess_low)).clamp(low, high);
-        let excess_guess = excess(guess);
-        if excess_guess.abs() <= TOLERANCE * in_flight || high - low <= TOLERANCE * width {
-            return guess;
-        }
-        if excess_guess < 0.0 {
-            low = guess;
-            excess_low = excess_guess;
-            // The same end kept twice: halve its value, so that it moves too.
-            if kept == 1 {
-                excess_high *= 0.5;
-            }
-            kept = 1;
-        } else {
-            high = guess;
-            excess_high = excess_guess;
-            if kept == -1 {
-                excess_low *= 0.5;
-            }
-            kept = -1;
-        }
-    }
-    high
+    increasing_root(in_flight / steady.batches(), in_flight, |batch| {
+        steady.operation(batch, step.decode_step_s(batch)).in_flight
+    })
 }

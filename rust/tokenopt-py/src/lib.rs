@@ -17,6 +17,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(serving::simulate, module)?)?;
     module.add_function(wrap_pyfunction!(serving::count_model, module)?)?;
     module.add_function(wrap_pyfunction!(serving::serving_parameters, module)?)?;
+    module.add_function(wrap_pyfunction!(serving::parameters_at, module)?)?;
+    module.add_function(wrap_pyfunction!(serving::log_factors_of, module)?)?;
     module.add_class::<serving::ServingRows>()?;
     module.add_function(wrap_pyfunction!(money::tco, module)?)?;
     module.add_function(wrap_pyfunction!(money::price, module)?)?;

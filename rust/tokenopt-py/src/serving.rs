@@ -56,6 +56,28 @@ pub(crate) fn serving_parameters() -> PyResult<String> {
     to_json(&PARAMETERS)
 }
 
+/// Values of all parameters where deviations from the priors add up to `log_factors`, one list a set.
+#[pyfunction]
+pub(crate) fn parameters_at(log_factors: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
+    let values = |set: Vec<f64>| {
+        let pairs = set.into_iter().zip(PARAMETERS);
+        pairs.map(|(factor, info)| info.value_at(factor)).collect()
+    };
+    log_factors.into_iter().map(values).collect()
+}
+
+/// The inverse of `parameters_at`.
+#[pyfunction]
+pub(crate) fn log_factors_of(parameters: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
+    let factors = |set: Vec<f64>| {
+        let pairs = set.into_iter().zip(PARAMETERS);
+        pairs
+            .map(|(value, info)| info.log_factor_of(value))
+            .collect()
+    };
+    parameters.into_iter().map(factors).collect()
+}
+
 /// Operating points compiled once, predicted many times.
 #[pyclass(frozen)]
 pub(crate) struct ServingRows {

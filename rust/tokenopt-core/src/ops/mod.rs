@@ -7,7 +7,6 @@
 pub mod activations;
 pub mod attention;
 pub mod collective;
-
 pub mod experts;
 pub mod gemm;
 

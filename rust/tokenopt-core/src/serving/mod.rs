@@ -1,5 +1,6 @@
 //! Serving: layouts, memory, step times and the steady state of continuous batching.
 
+pub mod closed_pools;
 pub mod disagg;
 pub mod layout;
 pub mod memory;

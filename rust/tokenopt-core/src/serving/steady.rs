@@ -117,3 +117,58 @@ impl SteadyState {
         self.ranks
     }
 }
+
+/// Where the increasing `function`, 0 at 0, reaches `target` within `0..=most`; `most` when it does not.
+///
+/// The root is bracketed and found by false position with the Illinois rule, to 1e-12 of the bracket: about a fourth of
+/// the evaluations that halving would need.
+#[must_use]
+pub fn increasing_root(most: f64, target: f64, function: impl Fn(f64) -> f64) -> f64 {
+    const MOST_EVALUATIONS: u32 = 60;
+    const TOLERANCE: f64 = 1e-12;
+    let mut low = 0.0;
+    let mut high = most;
+    let mut excess_low = -target;
+    let mut excess_high = function(high) - target;
+    if excess_high <= 0.0 {
+        return high;
+    }
+    let mut kept = 0;
+    for _ in 0..MOST_EVALUATIONS {
+        let guess =
+            (high - excess_high * (high - low) / (excess_high - excess_low)).clamp(low, high);
+        let excess = function(guess) - target;
+        if excess.abs() <= TOLERANCE * target || high - low <= TOLERANCE * most {
+            return guess;
+        }
+        if excess < 0.0 {
+            low = guess;
+            excess_low = excess;
+            // The same end kept twice: halve its value, so that it moves too.
+            if kept == 1 {
+                excess_high *= 0.5;
+            }
+            kept = 1;
+        } else {
+            high = guess;
+            excess_high = excess;
+            if kept == -1 {
+                excess_low *= 0.5;
+            }
+            kept = -1;
+        }
+    }
+    high
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_of_an_increasing_function_is_found() {
+        // x^2 = 2, and a function that stays below its target.
+        assert!((increasing_root(10.0, 2.0, |x| x * x) - 2f64.sqrt()).abs() < 1e-10);
+        assert!((increasing_root(3.0, 5.0, |x| x) - 3.0).abs() < 1e-12);
+    }
+}

@@ -74,7 +74,7 @@ impl StepModel {
             );
             prompt_core_s += f64::from(group.count) * imbalance * work.prompt_flops
                 / (accelerator.sustained(accelerator.peak_flops.bf16)
-                    * parameters.attention_compute_efficiency);
+                    * parameters.prefill_attention_efficiency);
         }
         let build = |phase| {
             let mut builder = Builder {
@@ -95,8 +95,8 @@ impl StepModel {
         Self {
             decode: build(Phase::Decode),
             prefill: build(Phase::Prefill),
-            prompt_core_s,
-            prompt_overhead_s: parameters.prompt_overhead_s,
+            prompt_core_s: prompt_core_s * parameters.prefill_anchor,
+            prompt_overhead_s: parameters.prompt_overhead_s * parameters.prefill_anchor,
             prompt_tokens: lengths.prompt_to_compute(),
             tokens_per_step: 1.0,
             fused_share: parameters.fused_share,
@@ -187,6 +187,11 @@ impl Builder<'_> {
         if count == 0.0 {
             return;
         }
+        let count = count
+            * match self.phase {
+                Phase::Decode => self.parameters().decode_anchor,
+                Phase::Prefill => self.parameters().prefill_anchor,
+            };
         let twin = self.operators.iter_mut().find(|known| {
             known.name == name && known.rows_per_token == rows_per_token && known.cost == cost
         });
