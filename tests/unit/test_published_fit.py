@@ -67,10 +67,10 @@ def test_slow_launches_of_a_family_are_found() -> None:
 
     assert error(exponents) < 0.4 * error(np.zeros(len(exponents)))
     family = fitter.result(exponents, {"cdna3": "amd", "cdna-next": "amd"}).deviations["family"]
-    assert family["cdna3"]["layer_overhead_s"] > 1.5
+    assert family["cdna3"]["layer_overhead_s"] > 1.2
     assert family["cdna3"]["weight_bandwidth_efficiency"] == pytest.approx(1.0, abs=0.2)
     # A family of the vendor that nobody measured inherits most of it.
-    assert 1.4 < family["cdna-next"]["layer_overhead_s"] <= family["cdna3"]["layer_overhead_s"]
+    assert 1.15 < family["cdna-next"]["layer_overhead_s"] <= family["cdna3"]["layer_overhead_s"]
 
 
 def test_what_only_the_left_out_rows_told_is_forgotten() -> None:
