@@ -267,7 +267,7 @@ impl<'a> Matcher<'a> {
                 accelerator,
                 offers.is_shared.then_some(unit.fabric_chips),
             );
-            if !(transfer.link_bytes_per_s > 0.0)
+            if transfer.link_bytes_per_s <= 0.0
                 || transfer.most_requests_per_s(decode.worker.chips) < decode.worker.requests_per_s
             {
                 continue;

@@ -164,7 +164,7 @@ fn default_max_batch() -> u32 {
 }
 
 fn default_max_replica() -> u32 {
-    72
+    320
 }
 
 /// One configuration.

@@ -6,7 +6,9 @@ use crate::model::{Ffn, ModelSpec};
 use crate::serving::Layout;
 
 /// Degrees of parallelism tried by default: what engines accept and fabrics offer.
-const DEGREES: &[u32] = &[1, 2, 3, 4, 6, 8, 12, 16, 18, 24, 32, 36, 48, 64, 72];
+const DEGREES: &[u32] = &[
+    1, 2, 3, 4, 6, 8, 12, 16, 18, 24, 32, 36, 48, 64, 72, 128, 256,
+];
 const STAGES: &[u32] = &[1, 2, 4, 8];
 const CHUNKS: &[u32] = &[512, 1024, 2048, 4096, 8192, 16384];
 
@@ -17,8 +19,9 @@ pub struct LayoutSpace {
     pp: Vec<u32>,
     attn_dp: Vec<u32>,
     ep: Vec<u32>,
-    /// Whether `ep` was asked for; else it is all chips of a stage or none.
-    is_ep_given: bool,
+    /// Whether every degree of expert parallelism is tried: none was asked for means the usual ones of a model with
+    /// experts.
+    is_any_ep: bool,
     max_chips: u32,
 }
 
@@ -48,7 +51,7 @@ impl LayoutSpace {
             pp: degrees(&spec.pp, STAGES, max_chips),
             attn_dp: degrees(&spec.attn_dp, DEGREES, shared),
             ep: degrees(&spec.ep, DEGREES, shared),
-            is_ep_given: spec.ep.is_some(),
+            is_any_ep: spec.ep.is_some() || !has_experts,
             max_chips,
         }
     }
@@ -94,13 +97,15 @@ impl LayoutSpace {
 
     /// Whether the layout is small enough, one that engines run, and legal for `model` on `accelerator`.
     ///
-    /// Unless asked for, experts are either split over all chips of a stage or cut like dense layers: vLLM and SGLang
-    /// know nothing between, and no published recipe uses it.
+    /// Unless asked for, experts are either spread over all chips of a stage or cut like dense layers over two nodes of
+    /// eight at most: vLLM and SGLang know nothing between, and no published recipe cuts an expert into more pieces.
     #[must_use]
     pub fn is_legal(&self, layout: Layout, model: &ModelSpec, accelerator: &Accelerator) -> bool {
-        let is_usual = layout.ep == 1 || layout.ep == layout.stage_chips();
+        const MOST_PIECES: u32 = 16;
+        let chips = layout.stage_chips();
+        let is_usual = layout.ep == chips || (layout.ep == 1 && chips <= MOST_PIECES);
         layout.chips() <= self.max_chips
-            && (self.is_ep_given || is_usual)
+            && (self.is_any_ep || is_usual)
             && layout.refusal(model, accelerator).is_none()
     }
 }
@@ -135,7 +140,7 @@ mod tests {
             pp: vec![1, 2],
             attn_dp: vec![1, 8],
             ep: vec![1, 2, 3, 4],
-            is_ep_given: true,
+            is_any_ep: true,
             max_chips: 64,
         };
         for index in 0..space.len() {
