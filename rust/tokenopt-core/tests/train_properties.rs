@@ -1,4 +1,5 @@
 //! Laws of the search for a training run, on small random problems.
+#![allow(clippy::expect_used)]
 
 mod common;
 

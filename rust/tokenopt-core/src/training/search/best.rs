@@ -129,7 +129,6 @@ impl Default for TimeFrontier {
 
 /// Band of a wall time: exponent and leading mantissa bits of the float, a cheap monotone logarithm.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "1024 bands")]
 fn band(days: f64) -> usize {
     let bits = days.to_bits() >> (52 - BAND_BITS);
     let lowest = LOWEST_EXPONENT << BAND_BITS;

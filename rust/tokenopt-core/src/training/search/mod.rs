@@ -2,6 +2,7 @@
 //! against money, and the counts.
 
 pub mod best;
+mod bounds;
 pub mod problem;
 pub mod scan;
 pub mod solution;

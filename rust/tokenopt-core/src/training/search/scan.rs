@@ -1,17 +1,18 @@
 //! The scan of one stack: splits, frames and data-parallel degrees, with bounds that skip whole splits and frames.
 
 use super::best::{MemoryMiss, TrainCandidate, TrainFindings};
+use super::bounds::{most_tps_per_chip, recovery_per_chip, Bound};
 use super::problem::{TrainObjective, TrainProblem, TrainStack};
 use super::space::{BatchRule, Frame, FrameSpace, SplitSpace};
 use crate::accelerator::{Accelerator, OfferTerms};
 use crate::count::count;
-use crate::money::{undominated_offers, FleetUnit, SECONDS_PER_HOUR, TOKENS_PER_QUOTE};
+use crate::money::{undominated_offers, FleetUnit, SECONDS_PER_HOUR};
 use crate::training::run::{RunOutcome, RunPlan, RunScale};
 use crate::training::{
-    pipeline, MicrobatchCost, Split, TrainingJob, TrainingLayout, TrainingMemory, TrainingStep,
+    MicrobatchCost, Split, TrainingJob, TrainingLayout, TrainingMemory, TrainingStep,
 };
 
-const SECONDS_PER_DAY: f64 = 24.0 * SECONDS_PER_HOUR;
+pub(super) const SECONDS_PER_DAY: f64 = 24.0 * SECONDS_PER_HOUR;
 
 /// Everything about one stack that does not depend on the layout.
 pub struct StackModel<'a> {
@@ -23,11 +24,11 @@ pub struct StackModel<'a> {
     pub job: TrainingJob,
     offers: Vec<OfferTerms>,
     checkpoint_bytes: f64,
-    batch: BatchRule,
+    pub(super) batch: BatchRule,
     /// USD per chip and second, of the cheapest offer.
-    least_usd_per_chip_s: f64,
+    pub(super) least_usd_per_chip_s: f64,
     /// Recovery time a chip adds to each second of wall time.
-    recovery_per_chip: f64,
+    pub(super) recovery_per_chip: f64,
 }
 
 /// Run plans by number of chips, worked out when first met.
@@ -37,18 +38,10 @@ pub struct PlanCache {
 }
 
 /// A split with its micro-batch worked out.
-struct SplitModel {
-    split: Split,
-    cost: MicrobatchCost,
+pub(super) struct SplitModel {
+    pub(super) split: Split,
+    pub(super) cost: MicrobatchCost,
     /// Tokens/s per chip that no layout with this split exceeds.
-    most_tps_per_chip: f64,
-}
-
-/// What no run of a split or frame exceeds.
-struct Bound {
-    /// Tokens/s of the largest cluster, failures counted.
-    most_tps: f64,
-    /// Tokens/s per chip of the smallest cluster in question, failures counted.
     most_tps_per_chip: f64,
 }
 
@@ -175,7 +168,7 @@ impl<'a> StackModel<'a> {
         best.map(|(_, priced)| priced)
     }
 
-    fn deadline_s(&self) -> f64 {
+    pub(super) fn deadline_s(&self) -> f64 {
         self.problem
             .limits
             .deadline_days
@@ -296,44 +289,6 @@ impl<'a> StackModel<'a> {
         }
     }
 
-    /// Share of the wall time that makes progress, at most, on `chips` chips or more: what recoveries alone leave.
-    #[inline(always)]
-    fn most_goodput(&self, chips: f64) -> f64 {
-        (-chips * self.recovery_per_chip).exp()
-    }
-
-    /// Chips below which a run at `tps_per_chip` misses the deadline.
-    fn least_chips(&self, tps_per_chip: f64) -> f64 {
-        let least = self.problem.run.tokens / (tps_per_chip * self.deadline_s());
-        least.max(f64::from(self.problem.limits.min_chips))
-    }
-
-    /// Whether no run within `bound` can enter the best list, the best of its accelerator or the frontier, or meet the
-    /// deadline.
-    #[inline(always)]
-    fn cannot_matter(&self, bound: &Bound, findings: &TrainFindings) -> bool {
-        let tokens = self.problem.run.tokens;
-        let wall_s = tokens / bound.most_tps;
-        if wall_s > self.deadline_s() {
-            return true;
-        }
-        let usd = self.least_usd_per_chip_s / bound.most_tps_per_chip * tokens;
-        let score = match self.problem.objective {
-            TrainObjective::Cost => usd / tokens * TOKENS_PER_QUOTE,
-            TrainObjective::Time => wall_s / SECONDS_PER_DAY,
-            TrainObjective::Energy => {
-                const WS_PER_KWH: f64 = 3.6e6;
-                self.accelerator.power_w / WS_PER_KWH / bound.most_tps_per_chip * TOKENS_PER_QUOTE
-            }
-        };
-        let best = findings.by_accelerator[self.stack.accelerator]
-            .as_ref()
-            .map_or(f64::INFINITY, |candidate| candidate.score);
-        score > findings.top.threshold()
-            && score > best
-            && findings.frontier.dominates(wall_s / SECONDS_PER_DAY, usd)
-    }
-
     /// Goes through the shardings and data-parallel degrees of one frame.
     fn scan_frames(
         &self,
@@ -366,64 +321,6 @@ impl<'a> StackModel<'a> {
         for frame in frames.shardings(*frame) {
             self.scan_degrees(model, &frame, degrees, cache, findings);
         }
-    }
-
-    /// Place of the first degree that can meet the deadline; None when no degree can matter.
-    ///
-    /// The time of a stage and of the bubble do not depend on the data-parallel degree, nor on the sharding; data
-    /// traffic, the optimizer and constant latency come on top of them.
-    fn first_useful(
-        &self,
-        model: &SplitModel,
-        frame: &Frame,
-        degrees: &[u32],
-        copy_chips: u64,
-        findings: &TrainFindings,
-    ) -> Option<usize> {
-        let split = &model.split;
-        let layout = frame.layout(split, 1);
-        let step = TrainingStep::new(
-            &model.cost,
-            self.accelerator,
-            &self.stack.parameters,
-            &self.job,
-            &layout,
-        );
-        let stage_s = step.stage_forward_s + step.stage_backward_s;
-        #[expect(clippy::cast_precision_loss, reason = "at most MOST_CHIPS")]
-        let copy = copy_chips as f64;
-        let sequences = f64::from(split.micro_batch);
-        let most_sequences = self.batch.global_batch * (1.0 + self.batch.tolerance);
-        // Without the transfers between stages, which only lengthen it.
-        let bubble_s = pipeline::bubble_s(
-            frame.schedule,
-            f64::from(frame.pp),
-            f64::from(frame.vpp),
-            &pipeline::StageTimes {
-                forward_s: step.stage_forward_s,
-                backward_s: step.stage_backward_s,
-                weight_gradient_s: model.cost.weight_gradient_s
-                    * pipeline::imbalance(model.cost.layers, frame.pp, frame.vpp)
-                    / f64::from(frame.pp),
-            },
-        );
-        let tps_per_chip = |dp: u32| {
-            let microbatches = (most_sequences / (f64::from(dp) * sequences)).max(1.0);
-            sequences * self.job.seq_len / ((stage_s + bubble_s / microbatches) * copy)
-        };
-        let tps = |dp: u32| {
-            let chips = copy * f64::from(dp);
-            tps_per_chip(dp) * chips * self.most_goodput(chips)
-        };
-        let deadline_s = self.deadline_s();
-        let tokens = self.problem.run.tokens;
-        let first = degrees.partition_point(|dp| tokens / tps(*dp) > deadline_s);
-        let least = *degrees.get(first)?;
-        let bound = Bound {
-            most_tps: tps(*degrees.last()?),
-            most_tps_per_chip: tps_per_chip(least) * self.most_goodput(copy * f64::from(least)),
-        };
-        (!self.cannot_matter(&bound, findings)).then_some(first)
     }
 
     /// Evaluates the data-parallel degrees of one frame.
@@ -593,16 +490,6 @@ pub struct Evaluated {
     pub priced: Option<Priced>,
 }
 
-/// Recovery time that one more chip adds to each second of wall time, at least: failures alone, no checkpoint read.
-///
-/// Capped so that more chips always mean more progress, which bounds rely on.
-fn recovery_per_chip(problem: &TrainProblem) -> f64 {
-    let reliability = &problem.run.reliability;
-    let recovery_s = reliability.detection_s + reliability.restart_s;
-    let failures_per_s = 1.0 / (reliability.chip_hours_between_failures * SECONDS_PER_HOUR);
-    (failures_per_s * recovery_s).min(1.0 / f64::from(problem.limits.max_chips))
-}
-
 /// What the search minimises.
 #[inline(always)]
 fn score(objective: TrainObjective, plan: &RunPlan, outcome: &RunOutcome) -> f64 {
@@ -611,17 +498,6 @@ fn score(objective: TrainObjective, plan: &RunPlan, outcome: &RunOutcome) -> f64
         TrainObjective::Time => outcome.days(),
         TrainObjective::Energy => plan.kwh_per_m_tokens(outcome),
     }
-}
-
-/// Tokens/s per chip when nothing but the layers and the head takes time: no bubble, no recomputation, no data-parallel
-/// traffic, stages perfectly even.
-fn most_tps_per_chip(cost: &MicrobatchCost, job: &TrainingJob, split: &Split) -> f64 {
-    let extra = job.recipe.extra_forwards();
-    let seconds = (1.0 + extra) * (cost.forward.total_s() + cost.head_forward_s)
-        + cost.backward.total_s()
-        + cost.head_backward_s;
-    f64::from(split.micro_batch) * job.seq_len
-        / (seconds * f64::from(split.tp) * f64::from(split.cp))
 }
 
 /// Bytes of a checkpoint: 16-bit weights and the optimizer's state of what is trained.
