@@ -20,6 +20,7 @@ from tokenopt.catalog.engines import (
     engines_for,
     parameter_refusal,
     resolve_parameters,
+    with_own,
 )
 from tokenopt.catalog.models import (
     dequantised_formats,
@@ -31,6 +32,7 @@ from tokenopt.catalog.models import (
 )
 from tokenopt.errors import MissingDataError, SpecError
 from tokenopt.plugins import PluginRegistry
+from tokenopt.prices.store import own_calibration_path
 from tokenopt.prices.tco import SYSTEM_OVER_TDP, owned_offer
 from tokenopt.records import Accelerator, Engine, Model, Offer, Source
 from tokenopt.request import (
@@ -171,8 +173,9 @@ def build_problem(
     priced = [chip for chip in accelerators if chip.key not in without_price]
     if not priced:
         raise no_price(selection, accelerators, ranked_terms)
-    calibration = default_calibration()
+    calibration, doubt = _calibration(request.calibration)
     engines, notes = _usable_engines(registry.engines)
+    notes += [doubt] if doubt else []
     stacks, core_stacks, cannot_run, dequantised = _stacks(request, engines, priced, model, calibration)
     if not core_stacks:
         raise SpecError(
@@ -228,6 +231,17 @@ def build_problem(
         calibration=calibration,
         notes=notes,
     )
+
+
+def _calibration(wanted: str | None) -> tuple[Calibration, str]:
+    """The calibration to search with, and what to distrust about it."""
+    shipped = default_calibration()
+    if wanted == "shipped":
+        return shipped, ""
+    if wanted is not None:
+        return with_own(shipped, Path(wanted).expanduser())
+    own = own_calibration_path()
+    return with_own(shipped, own) if own.exists() else (shipped, "")
 
 
 def _with_trace(request: SearchRequest) -> tuple[SearchRequest, TraceSummary | None]:

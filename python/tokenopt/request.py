@@ -98,6 +98,8 @@ class SearchRequest:
         tp, pp, ep, attn_dp, chunk_tokens: Restrict the layout space.
         basis: What the answer rests on: the model (`calibrated`), measured points (`measured`), or the model with what was
             measured beside it (`both`).
+        calibration: A calibration file, or `shipped` for the one of tokenopt alone; by default the shipped one with the
+            user's own on top, where `calibrate serving --mine` has written it.
     """
 
     model: str = DEFAULT_MODEL
@@ -151,6 +153,7 @@ class SearchRequest:
     attn_dp: Sequence[int] = ()
     chunk_tokens: Sequence[int] = ()
     basis: str = "both"
+    calibration: str | None = None
 
 
 def checked(request: SearchRequest) -> SearchRequest:
@@ -180,7 +183,7 @@ def _typed(request: SearchRequest) -> dict[str, Any]:
     fields["basis"] = _text("basis", request.basis)
     fields["mode"] = _text("mode", request.mode)
     fields["spec"] = _spec(request.spec)
-    for name in ("engine", "term", "precision", "kv_precision", "draft_model"):
+    for name in ("calibration", "engine", "term", "precision", "kv_precision", "draft_model"):
         value = getattr(request, name)
         fields[name] = None if value is None else _text(name, value)
     for name in ("hardware", "vendor", "provider", "region", "prefill_hardware", "decode_hardware"):

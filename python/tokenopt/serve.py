@@ -522,7 +522,7 @@ def _problem_summary(problem: CompiledProblem) -> dict[str, Any]:
 _SCOPE = (
     "hardware", "vendor", "announced", "engine", "precision", "kv_precision", "provider", "region", "term", "spot",
     "price", "prices_max_age", "tco", "pue", "basis", "mode", "prefill_hardware", "decode_hardware", "mixed_hardware", "spec",
-    "acceptance", "accepted_tokens", "draft_model",
+    "acceptance", "accepted_tokens", "draft_model", "calibration",
 )  # fmt: skip
 """Fields of a request that narrow what competes."""
 

@@ -46,6 +46,7 @@ class Calibration:
         fitted: Parameters whose global value was fitted; the others hold their prior.
         family_spread: Log standard deviation of measured over predicted time of a left-out model, by family that was
             fitted on top.
+        over: Calibration that its deviations stand on; empty for one that stands alone.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Calibration:
     source: str
     fitted: tuple[str, ...] = ()
     family_spread: Mapping[str, float] = field(default_factory=dict)
+    over: str = ""
 
 
 def load_engines_toml(source: Path | str) -> list[Engine]:
@@ -193,6 +195,49 @@ def with_families(base: Calibration, further: Calibration) -> Calibration:
     return replace(base, deviations=deviations, seen=seen, family_spread=further.family_spread)
 
 
+def with_own(base: Calibration, path: Path) -> tuple[Calibration, str]:
+    """A calibration with a file of the user's: deviations over it, or another one in its place.
+
+    Args:
+        base: The shipped calibration.
+        path: What `tokenopt calibrate` wrote.
+
+    Returns:
+        Both in one, and what to distrust about it; empty = nothing.
+
+    Raises:
+        SpecError: As for :func:`load_calibration`.
+    """
+    own = load_calibration(path)
+    if not own.over:
+        return with_families(own, base), ""
+    stacks = {
+        name: {
+            parameter: base.deviations.get("stack", {}).get(name, {}).get(parameter, 1.0) * factor
+            for parameter, factor in {**base.deviations.get("stack", {}).get(name, {}), **factors}.items()
+        }
+        for name, factors in own.deviations.get("stack", {}).items()
+    }
+    # What the user did not measure keeps the shipped factor alone.
+    for name, factors in own.deviations.get("stack", {}).items():
+        shipped = base.deviations.get("stack", {}).get(name, {})
+        stacks[name] |= {parameter: value for parameter, value in shipped.items() if parameter not in factors}
+    seen = {
+        level: tuple(sorted({*base.seen.get(level, ()), *own.seen.get(level, ())}))
+        for level in sorted({*base.seen, *own.seen})
+    }
+    doubt = (
+        ""
+        if own.over == base.name
+        else (
+            f"{path} was fitted over {own.over}, the calibration is now {base.name}: "
+            "run `tokenopt calibrate serving --mine` again"
+        )
+    )
+    deviations = {**base.deviations, "stack": {**base.deviations.get("stack", {}), **stacks}}
+    return replace(base, name=f"{base.name} with {own.name}", deviations=deviations, seen=seen), doubt
+
+
 def load_calibration(path: Path) -> Calibration:
     """Reads a calibration file.
 
@@ -228,6 +273,7 @@ def load_calibration(path: Path) -> Calibration:
             source=header["source"],
             fitted=tuple(data.get("uncertainty", {})),
             family_spread={name: float(value) for name, value in data.get("family_spread", {}).items()},
+            over=str(header.get("over", "")),
         )
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise SpecError(f"calibration {path} cannot be read: {type(error).__name__} {error}") from error

@@ -29,8 +29,16 @@ command.add_command(calibrate_posttraining)
 @click.option("--families", "families_out", type=click.Path(path_type=Path),
               help="File of further families and engine generations to write (TOML), from published measurements, fitted on "
               "top.")  # fmt: skip
+@click.option("--mine", is_flag=True, help="Fit what your own measurements (`measured import`) say beyond the shipped "
+              "calibration; written beside the store by default, where a search picks it up.")  # fmt: skip
 @debug_option
-def serving(files: tuple[Path, ...], out: Path | None, families_out: Path | None, debug: bool) -> None:  # noqa: ARG001
+def serving(
+    files: tuple[Path, ...],
+    out: Path | None,
+    families_out: Path | None,
+    mine: bool,
+    debug: bool,  # noqa: ARG001
+) -> None:
     """Fit the serving model: one global set with shrunken deviations per engine, family and format.
 
     Families of other vendors and generations of engines deviate from that, fitted on published measurements. The same
@@ -40,6 +48,11 @@ def serving(files: tuple[Path, ...], out: Path | None, families_out: Path | None
     from tokenopt.measured.published_validate import split_files
     from tokenopt.report.files import check_writable
 
+    if mine:
+        if files or families_out:
+            raise SpecError("--mine reads the measured store: give it without --data and --families")
+        _mine(out)
+        return
     if out is None and families_out is None:
         raise SpecError("nothing to write: give --out, --families or both")
     for path in (out, families_out):
@@ -50,6 +63,33 @@ def serving(files: tuple[Path, ...], out: Path | None, families_out: Path | None
         _sweeps(tuple(curves), out)
     if families_out is not None:
         _families(published, families_out, out)
+
+
+def _mine(out: Path | None) -> None:
+    """Fits the user's own measurements over the shipped calibration."""
+    from tokenopt.measured.mine import calibrate_mine, to_toml
+    from tokenopt.plugins import default_registry
+    from tokenopt.prices.store import own_calibration_path
+    from tokenopt.report.files import check_writable, write_atomically
+    from tokenopt.report.tables import Column, listing_console, plain_table
+
+    file = out or own_calibration_path()
+    if out is None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(file)
+    fits, compiled, skipped = calibrate_mine(default_registry())
+    write_atomically(file, to_toml(fits, compiled).encode())
+    columns: list[Column] = [("stack", "left"), ("points", "right"), ("as shipped", "right"), ("fitted", "right"),
+                             ("left out", "right")]  # fmt: skip
+    lines = [
+        [fit.stack, f"{fit.points:,}", f"{fit.before:.1f}%", f"{fit.after:.1f}%", f"{fit.left_out:.1f}%"]
+        for fit in fits
+    ]
+    console = listing_console()
+    console.print(plain_table(columns, lines, console.width, title="Median error of time per output token"))
+    for reason, count in sorted(skipped.items(), key=lambda item: -item[1]):
+        click.echo(f"{count:,} points left out: {reason}")
+    say(f"{file} written; `tokenopt search --calibration shipped` searches without it")
 
 
 def _families(files: list[Path], families_out: Path, base: Path | None) -> None:

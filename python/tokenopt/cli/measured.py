@@ -91,11 +91,11 @@ def _show_import(results: Sequence[FileResult], output_format: str) -> None:
     if taken:
         from tokenopt.report.tables import Column, listing_console, plain_table
 
-        columns: list[Column] = [("file", "left"), ("format", "left", 2), ("tool", "left"), ("points", "right"), ("new", "right"),
-                   ("skipped", "right"), ("why", "left", 1)]  # fmt: skip
+        columns: list[Column] = [("points", "right"), ("new", "right"), ("skipped", "right"), ("format", "left", 2),
+                                 ("tool", "left", 1), ("file", "left"), ("why skipped", "left", 3)]  # fmt: skip
         lines = [
-            [Path(result.file).name, result.format, result.tool, f"{result.points:,}", f"{result.new:,}",
-             f"{sum(result.skipped.values()):,}" if result.skipped else "", _reasons(result.skipped)]
+            [f"{result.points:,}", f"{result.new:,}", f"{sum(result.skipped.values()):,}" if result.skipped else "",
+             result.format, result.tool, Path(result.file).name, _reasons(result.skipped)]
             for result in taken
         ]  # fmt: skip
         console = listing_console()

@@ -60,6 +60,8 @@ scope_options = _stack(
     click.option("--vendor", multiple=True, help="Vendors; repeatable."),
     click.option("--announced", is_flag=True, help="Include accelerators that are announced but do not ship yet."),
     click.option("--engine", metavar="NAME[@DATE]", help="Serving engine; the newest calibration by default."),
+    click.option("--calibration", metavar="FILE", help="Calibration file, or `shipped`; by default the shipped one with your "
+                 "own on top (`calibrate serving --mine`)."),
     click.option("--precision", help="Weight precision (native, bf16, fp8, int8, int4, mxfp4, nvfp4, fp4)."),
     click.option("--kv-precision", help="KV-cache precision (bf16, fp8, fp4)."),
 )  # fmt: skip

@@ -19,7 +19,7 @@ from tokenopt.measured.serving_data import clean
 
 _DATA = Path(__file__).parent / "data"
 SWEEPS = _DATA / "serving_sweeps.csv"
-PUBLISHED = _DATA / "serving_published.csv"
+PUBLISHED = _DATA / "published.csv"
 
 _SCENARIOS = {
     "fixed-concurrency": "concurrency", "fixed-qps": "rate", "offline-max": "offline", "offline-burst": "offline",
@@ -95,14 +95,14 @@ def _published_point(row: Mapping[str, str]) -> Point:
         "weight_precision": precision_in(row["weight_precision"]) or row["weight_precision"],
         "kv_precision": row["kv_precision"], "mode": "disagg" if is_disagg else "agg",
         "speculative": {"mtp": "mtp", "spec": "draft"}.get(speculative, "none"),
-        "scenario": _SCENARIOS.get(scenario, scenario), "latency_statistic": "median", "chips": chips,
+        "scenario": _SCENARIOS.get(scenario, scenario), "latency_statistic": "mean" if row["is_mean_ttft"] == "1" else "median",
+        "chips": chips,
         "prefill_chips": number(row["prefill_gpus"]), "decode_chips": number(row["decode_gpus"]),
         "tp": 1.0 if has_ranks else tp, "attn_dp": tp if has_ranks else None, "pp": number(row["pp"]), "ep": ep,
         "isl": isl, "osl": osl, "concurrency": number(row["concurrency"]), "output_tps_per_chip": output,
         "total_tps_per_chip": total, "tps_per_user": per_user or (1e3 / tpot if tpot else None),
         "tpot_ms": tpot or (1e3 / per_user if per_user else None), "ttft_ms": number(row["ttft_ms"]),
-        "power_w_per_chip": number(row["power_w_per_gpu"]),
-        "note": _QUEUE_LIMITED if "QUEUE-LIMITED" in row["notes"] else "" if row["is_exact"] == "1" else "not exact",
+        "note": _QUEUE_LIMITED if row["is_queue_limited"] == "1" else "",
     }  # fmt: skip
 
 

@@ -150,6 +150,11 @@ def store_path() -> Path:
     return Path(platformdirs.user_data_dir("tokenopt", appauthor=False)) / FILE_NAME
 
 
+def own_calibration_path() -> Path:
+    """Where the user's own calibration is: beside the stores."""
+    return store_path().with_name("calibration.toml")
+
+
 def read_offers(
     as_of: date | datetime | None = None,
     max_age_days: int | None = None,
