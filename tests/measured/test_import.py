@@ -244,3 +244,29 @@ def test_every_fixture_is_read_or_refused_in_one_sentence(store: Path) -> None:
     refused = {Path(result.file).name for result in results if result.message}
     assert refused == {"inferencex_availability.json", "vllm_all_failed.json", "training_aborted_result_1.txt"}
     assert sum(result.new for result in results) == len(read_points(path=store))
+
+
+def test_a_table_with_an_open_quote_is_refused(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "open.csv"
+    header, row = (FIXTURES / "sweep.csv").read_text().splitlines()[:2]
+    file.write_text(f'{header}\n{row}\n"' + row.replace(",", '",x"', 3) + "\n")
+    (result,) = import_files([file], store=store)
+    assert result.message or result.points <= 2
+    assert "Traceback" not in result.message
+
+
+def test_a_log_behind_megabytes_of_noise_is_read(store: Path, tmp_path: Path) -> None:
+    log = (FIXTURES / "training_v5.1_llama31_8b_result_0.txt").read_text()
+    file = tmp_path / "training_v5.1_llama31_8b_result_0.txt"
+    file.write_text("[05/01/2026-08:10:00] starting, please wait\n" * 40_000 + log)
+    (result,) = import_files([file], store=store)
+    assert (result.message, result.points) == ("", 1)
+
+
+def test_series_over_time_are_no_points(store: Path, tmp_path: Path) -> None:
+    value = json.loads((FIXTURES / "accelmark.json").read_text())
+    value["metrics"] = {"sustained": {"throughput_tokens_per_sec": 900.0, "samples": [{"tokens_per_sec": 1.0}] * 50}}
+    file = tmp_path / "accelmark.json"
+    file.write_text(json.dumps(value))
+    (result,) = import_files([file], store=store)
+    assert (result.message, result.points) == ("", 1)

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from tokenopt.errors import SpecError
 
+_HEAD = 5_000_000
+"""Characters in which a log's first line of figures is looked for: launchers write megabytes before it."""
 _JSON_START = re.compile(r"""\s*(\{|\[\s*(?:[{\["\]]|$|-?[0-9.]+\s*(?:,|\]\s*$)))""")
 Point = dict[str, Any]
 """Columns of `tokenopt.measured.columns` that a file states."""
@@ -60,7 +62,7 @@ class Document:
         # A log line may begin with a bracket too: "[07/11/2025-08:17:39] ...".
         if _JSON_START.match(self.text):
             return "json"
-        if ":::MLLOG" in self.text[:20_000] or ("=====" in self.text[:200_000] and not self._first_line_is_header):
+        if ":::MLLOG" in self.text[:_HEAD] or ("=====" in self.text[:200_000] and not self._first_line_is_header):
             return "text"
         return "table" if self._first_line_is_header else "text"
 

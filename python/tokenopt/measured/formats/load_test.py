@@ -471,8 +471,11 @@ def _accelmark(item: Mapping[str, Any], path: str) -> list[Point]:  # noqa: ARG0
     for scenario, result in item["metrics"].items():
         if not isinstance(result, Mapping):
             continue
+        # Series over time stand beside the figures of a scenario; only its sweeps are points of their own.
         lists = [
-            inner for inner in result.values() if isinstance(inner, list) and inner and isinstance(inner[0], Mapping)
+            inner
+            for name, inner in result.items()
+            if name.startswith("results_by") and isinstance(inner, list) and inner and isinstance(inner[0], Mapping)
         ]
         entries: list[Mapping[str, Any]] = [entry for inner in lists for entry in inner] or [result]
         for entry in entries:

@@ -87,7 +87,7 @@ def recognises(document: Document) -> bool:
         if system_of(document) is not None:
             return True
         return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and _is_summary(value[0])
-    head = document.text[:60_000]
+    head = document.text[:5_000_000]
     if "MLPerf Results Summary" in head or (_MLLOG in head and "loadgen_version" in head):
         return True
     return document.syntax == "table" and _table_kind(document) != "" and "Minutes" not in document.text[:100_000]
@@ -113,7 +113,7 @@ def read(document: Document, systems: Systems, detailed: Sequence[str] = ()) -> 
             return parsed
         return _read_summary(document.json_value)
     if document.syntax == "text":
-        if _MLLOG in document.text[:60_000]:
+        if _MLLOG in document.text[:5_000_000]:
             return _read_detail(document, systems)
         if document.path.replace("mlperf_log_summary.txt", "") in detailed:
             parsed = Parsed("mlperf-log")

@@ -24,7 +24,7 @@ _NEURON = "performance [seq/sec]"
 def recognises(document: Document) -> bool:
     """Whether this is a training result."""
     if document.syntax == "text":
-        head = document.text[:400_000]
+        head = document.text[:5_000_000]
         return _MLLOG in head and ("submission_benchmark" in head or "run_start" in head or "global_batch_size" in head)
     if document.syntax == "table":
         header = [cell.strip().lower() for row in document.rows[:12] for cell in row]

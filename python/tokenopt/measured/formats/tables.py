@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tokenopt.errors import SpecError
 from tokenopt.measured.columns import NUMBER_NAMES, TEXT_NAMES
 from tokenopt.measured.formats.document import Document, Parsed, Point, dated
 from tokenopt.measured.names import (
@@ -235,14 +236,15 @@ def read_frame(document: Document) -> tuple[str, pl.DataFrame, Counter[str]]:
 
     plan = plan_of(header_of_text(document.text))
     if plan is None:
-        from tokenopt.errors import SpecError
-
         raise SpecError(f"{document.name} is not a table of results: its columns are not known")
     lines = document.text if not document.text.startswith("#") else re.sub(r"\A(?:#[^\n]*\n)+", "", document.text)
-    raw = pl.read_csv(
-        io.StringIO(lines), has_header=True, infer_schema=False, truncate_ragged_lines=True,
-        separator=_separator(lines), null_values=[""],
-    )  # fmt: skip
+    try:
+        raw = pl.read_csv(
+            io.StringIO(lines), has_header=True, infer_schema=False, truncate_ragged_lines=True,
+            separator=_separator(lines), null_values=[""],
+        )  # fmt: skip
+    except pl.exceptions.PolarsError as error:
+        raise SpecError(f"{document.name} is not a table: {str(error).splitlines()[0]}") from error
     names = raw.columns
     numbers = set(NUMBER_NAMES) | set(_HELPERS) - {"file_name", "disagg"}
     chosen = []
