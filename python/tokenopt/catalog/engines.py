@@ -211,17 +211,6 @@ def with_own(base: Calibration, path: Path) -> tuple[Calibration, str]:
     own = load_calibration(path)
     if not own.over:
         return with_families(own, base), ""
-    stacks = {
-        name: {
-            parameter: base.deviations.get("stack", {}).get(name, {}).get(parameter, 1.0) * factor
-            for parameter, factor in {**base.deviations.get("stack", {}).get(name, {}), **factors}.items()
-        }
-        for name, factors in own.deviations.get("stack", {}).items()
-    }
-    # What the user did not measure keeps the shipped factor alone.
-    for name, factors in own.deviations.get("stack", {}).items():
-        shipped = base.deviations.get("stack", {}).get(name, {})
-        stacks[name] |= {parameter: value for parameter, value in shipped.items() if parameter not in factors}
     seen = {
         level: tuple(sorted({*base.seen.get(level, ()), *own.seen.get(level, ())}))
         for level in sorted({*base.seen, *own.seen})
@@ -234,8 +223,21 @@ def with_own(base: Calibration, path: Path) -> tuple[Calibration, str]:
             "run `tokenopt calibrate serving --mine` again"
         )
     )
-    deviations = {**base.deviations, "stack": {**base.deviations.get("stack", {}), **stacks}}
-    return replace(base, name=f"{base.name} with {own.name}", deviations=deviations, seen=seen), doubt
+    both = with_stacks(base, own.deviations.get("stack", {}))
+    return replace(both, name=f"{base.name} with {own.name}", seen=seen), doubt
+
+
+def with_stacks(base: Calibration, factors: Mapping[str, Mapping[str, float]]) -> Calibration:
+    """A calibration with further factors on parameters of stacks (`ENGINE FAMILY`), on top of those it has."""
+    known = base.deviations.get("stack", {})
+    stacks = dict(known)
+    for name, own in factors.items():
+        shipped = known.get(name, {})
+        stacks[name] = {
+            **shipped,
+            **{parameter: shipped.get(parameter, 1.0) * factor for parameter, factor in own.items()},
+        }
+    return replace(base, deviations={**base.deviations, "stack": stacks})
 
 
 def load_calibration(path: Path) -> Calibration:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenopt.catalog.engines import Calibration, default_calibration, parameter_bounds, resolve_parameters
+from tokenopt.catalog.engines import Calibration, default_calibration, resolve_parameters, with_stacks
 from tokenopt.errors import MissingDataError
 from tokenopt.measured.rows import CompiledRows, compile_rows
 from tokenopt.measured.serving_data import ServingRow
@@ -124,7 +124,7 @@ def calibrate_mine(registry: PluginRegistry) -> tuple[list[StackFit], CompiledRo
         )
     shipped = default_calibration()
     fits = []
-    for stack in sorted({f"{engine} {family}" for engine, family, _ in compiled.levels}):
+    for stack in sorted({f"{engine} {family}" for engine, family, *_ in compiled.levels}):
         chosen = [
             index for index, at in enumerate(compiled.sets)
             if f"{compiled.levels[at][0]} {compiled.levels[at][1]}" == stack
@@ -139,25 +139,23 @@ class _StackFitter:
     def __init__(self, compiled: CompiledRows, shipped: Calibration, stack: str, chosen: Sequence[int]) -> None:
         import numpy as np
 
-        self._compiled, self._stack = compiled, stack
+        self._compiled, self._shipped, self._stack = compiled, shipped, stack
         self._chosen = np.array(chosen)
-        sets = [resolve_parameters(shipped, *level) for level in compiled.levels]
-        self._names = list(sets[0])
-        self._base = np.array([list(values.values()) for values in sets])
-        bounds = parameter_bounds()
-        self._low = np.array([bounds[name][0] for name in self._names])
-        self._high = np.array([bounds[name][1] for name in self._names])
-        self._columns = [self._names.index(name) for name in SD]
         self._sd = np.array(list(SD.values()))
         self._tpot_s = np.array([compiled.rows[index].tpot_s for index in chosen])
         self._ttft_s = np.array([compiled.rows[index].ttft_s or np.nan for index in chosen])
 
     def _predict(self, exponents: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Predictions as a search would make them with these factors: of the newest release of the engine."""
         import numpy as np
 
-        sets = self._base.copy()
-        sets[:, self._columns] *= np.exp(exponents)
-        predicted: NDArray[np.float64] = self._compiled.predict(np.clip(sets, self._low, self._high))[self._chosen]
+        factors = {name: math.exp(value) for name, value in zip(SD, exponents, strict=True)}
+        calibration = with_stacks(self._shipped, {self._stack: factors})
+        sets = [
+            list(resolve_parameters(calibration, engine, family, precision).values())
+            for engine, family, precision, _ in self._compiled.levels
+        ]
+        predicted: NDArray[np.float64] = self._compiled.predict(np.array(sets))[self._chosen]
         return predicted
 
     def _optimum(self, is_used: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -218,7 +216,7 @@ def to_toml(fits: Sequence[StackFit], compiled: CompiledRows) -> str:
         lines += [f"{name} = {factor:.6g}" for name, factor in fit.factors.items()]
     seen = {
         "accelerator": {row.accelerator for row in rows},
-        "family": {family for _, family, _ in compiled.levels},
+        "family": {family for _, family, *_ in compiled.levels},
         "model": {row.model for row in rows},
         "pair": {f"{row.model} {row.accelerator}" for row in rows},
     }
