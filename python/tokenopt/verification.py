@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from tokenopt.units import MS_PER_S
+
 MEASURED_ROUNDS = 10
 """Requests measured for each one in flight, as benchmarks do."""
 LEAST_REQUESTS = 2_000
@@ -110,38 +112,43 @@ def run_core(core: Mapping[str, Any], point: Mapping[str, Any], spec: Mapping[st
     )
 
 
-def verify(core: Mapping[str, Any], raw: Mapping[str, Any]) -> Run | None:
-    """Simulates one solution of the core under the traffic it was found for.
+def verify(core: Mapping[str, Any], raw: Mapping[str, Any]) -> Run:
+    """Simulates one solution of the core under the traffic it was found for: a replica, or a disaggregated fleet whole.
 
     Args:
         core: The core's problem.
         raw: The solution as the core gave it.
 
     Returns:
-        What the run measured once its start was forgotten; None for a disaggregated fleet, which is not simulated.
+        What the run measured once its start was forgotten.
     """
-    layout = raw["layout"]
-    if layout["mode"] != "agg":
-        return None
-    speculation = raw.get("speculation")
+    layout, speculation = raw["layout"], raw["speculation"]
     point = {
         "stack": raw["stack"],
-        **{name: layout[name] for name in ("tp", "pp", "ep", "attn_dp")},
+        **{name: layout[name] for name in _DEGREES},
         "chunk_tokens": raw["chunk_tokens"],
         "batch": raw["batch_per_rank"],
         "depth": speculation["depth"] if speculation else 0,
     }
     traffic = core.get("traffic") or {}
-    in_flight = raw["concurrency"]
-    requests = max(LEAST_REQUESTS, MEASURED_ROUNDS * in_flight)
-    is_open = traffic.get("arrival") == "poisson"
-    if is_open:
-        arrivals = {
-            "kind": "poisson",
-            "requests_per_s": raw["capacity_tps"] / raw["replicas"] / core["workload"]["osl"],
+    pool, replicas = None, raw["replicas"]
+    if layout["mode"] == "disagg":
+        prefill = layout["prefill"]
+        pool = {
+            **{name: prefill[name] for name in ("stack", *_DEGREES, "workers")},
+            "decode_workers": layout["decode"]["workers"],
+            "transfer_s_per_token": raw["handover"]["transfer_ms"] / MS_PER_S / core["workload"]["isl"],
         }
-    else:
-        arrivals = {"kind": "closed", "concurrency": in_flight}
+        replicas = 1
+    is_open = traffic.get("arrival") == "poisson"
+    in_flight = max(1, round(raw["in_flight"] * (raw["replicas"] / replicas)))
+    requests = max(LEAST_REQUESTS, MEASURED_ROUNDS * in_flight)
+    arrivals: dict[str, Any] = {"kind": "closed", "concurrency": in_flight}
+    if is_open or pool is not None:
+        # A disaggregated fleet is sized for a rate: a closed loop of it has none of the bursts that an engine has.
+        per_s = raw["capacity_tps"] / replicas / core["workload"]["osl"]
+        per_s = per_s if is_open else raw["requests_per_s"] / core["demand"]["utilization"]
+        arrivals = {"kind": "poisson", "requests_per_s": per_s}
     spread = {name: traffic.get(name) or VERIFY_LENGTH_CV for name in ("isl_cv", "osl_cv")}
     spec = {
         "arrivals": arrivals,
@@ -149,5 +156,9 @@ def verify(core: Mapping[str, Any], raw: Mapping[str, Any]) -> Run | None:
         "requests": requests,
         "warmup": requests // 5,
         "seed": 0,
+        "prefill": pool,
     }
     return run_core(core, point, spec)
+
+
+_DEGREES = ("tp", "pp", "ep", "attn_dp")

@@ -63,6 +63,7 @@ fn eight_chips(criterion: &mut Criterion) {
             warmup: 0,
             seed: 1,
             max_running: Some(CONCURRENCY),
+            prefill: None,
         };
         group.bench_function(name, |bencher| {
             bencher.iter(|| {

@@ -93,7 +93,7 @@ proptest! {
     fn open_arrivals_agree_with_the_simulator(case in any_case(), is_spread in any::<bool>()) {
         let cv = if is_spread { 0.6 } else { 0.0 };
         let (mean, load) = case.formula(None, cv);
-        prop_assume!(load < 0.4);
+        prop_assume!(load < 0.35);
         let spec = SimulationSpec {
             arrivals: Arrivals::Poisson { requests_per_s: mean.output_tps / case.problem.workload.osl },
             lengths: LengthModel::Lognormal { isl_cv: cv, osl_cv: cv },
@@ -101,6 +101,7 @@ proptest! {
             warmup: 4_000,
             seed: 5,
             max_running: None,
+        prefill: None,
         };
         let found = simulate(&case.problem, &spec, &AtomicBool::new(false)).expect("valid");
         let tpot = found.tpot_ms.expect("tokens");
@@ -110,14 +111,14 @@ proptest! {
             prop_assert!(-below < off && off < above, "{name}: {off:+.2} at a load of {load:.2}");
             Ok(())
         };
-        check("mean tpot", mean.tpot_s, tpot.mean, 0.15, 0.05)?;
-        check("mean ttft", mean.ttft_s, found.ttft_ms.mean, 0.15, 0.15)?;
-        check("median tpot", at(0.5).tpot_s, tpot.p50, 0.15, 0.05)?;
-        check("median ttft", at(0.5).ttft_s, found.ttft_ms.p50, 0.15, 0.25)?;
-        check("p90 tpot", at(0.9).tpot_s, tpot.p90, 0.25, 0.05)?;
-        check("p90 ttft", at(0.9).ttft_s, found.ttft_ms.p90, 0.25, 0.30)?;
-        check("p99 tpot", at(0.99).tpot_s, tpot.p99, 0.30, 0.05)?;
-        check("p99 ttft", at(0.99).ttft_s, found.ttft_ms.p99, 0.30, 0.70)?;
+        check("mean tpot", mean.tpot_s, tpot.mean, 0.20, 0.05)?;
+        check("mean ttft", mean.ttft_s, found.ttft_ms.mean, 0.25, 0.20)?;
+        check("median tpot", at(0.5).tpot_s, tpot.p50, 0.20, 0.05)?;
+        check("median ttft", at(0.5).ttft_s, found.ttft_ms.p50, 0.20, 0.30)?;
+        check("p90 tpot", at(0.9).tpot_s, tpot.p90, 0.30, 0.05)?;
+        check("p90 ttft", at(0.9).ttft_s, found.ttft_ms.p90, 0.30, 0.35)?;
+        check("p99 tpot", at(0.99).tpot_s, tpot.p99, 0.40, 0.05)?;
+        check("p99 ttft", at(0.99).ttft_s, found.ttft_ms.p99, 0.40, 0.80)?;
     }
 }
 

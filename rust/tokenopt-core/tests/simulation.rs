@@ -61,6 +61,7 @@ fn closed(concurrency: u32, rounds: usize) -> SimulationSpec {
         warmup: 4 * concurrency as usize,
         seed: 11,
         max_running: None,
+        prefill: None,
     }
 }
 
@@ -72,6 +73,7 @@ fn poisson(requests_per_s: f64, requests: usize) -> SimulationSpec {
         warmup: requests / 5,
         seed: 3,
         max_running: None,
+        prefill: None,
     }
 }
 

@@ -21,7 +21,6 @@ struct Burst {
 }
 
 /// Replicas of one role that share their step times.
-#[derive(Debug)]
 pub(super) struct Pool<'a> {
     pub times: StepTimes<'a>,
     pub ranks: Vec<Rank>,
@@ -38,10 +37,12 @@ impl<'a> Pool<'a> {
         has_bursts: bool,
     ) -> Self {
         let step_s = times.decode_step_s(1, context);
+        let most_running = most_running.min(times.max_batch() as usize);
+        let tokens = times.tokens_per_step();
         Self {
             times,
             ranks: (0..count)
-                .map(|_| Rank::new(role, most_running, step_s, has_bursts))
+                .map(|_| Rank::new(role, most_running, tokens, step_s, has_bursts))
                 .collect(),
         }
     }
@@ -111,8 +112,8 @@ pub(super) struct Engine<'a, 'b> {
     free: Vec<u32>,
     arrived: usize,
     bursts: Vec<Burst>,
-    /// Seconds from prefill to decode, by prompt length: fixed plus per token.
-    transfer_s: (f64, f64),
+    /// Seconds from prefill to decode, per prompt token.
+    transfer_s_per_token: f64,
     pub outcomes: Outcomes,
     progress: Vec<Progress>,
 }
@@ -123,7 +124,7 @@ impl<'a, 'b> Engine<'a, 'b> {
         arrivals: &'b Arrivals,
         lengths: LengthSource<'b>,
         seed: u64,
-        transfer_s: (f64, f64),
+        transfer_s_per_token: f64,
         outcomes: Outcomes,
     ) -> Self {
         Self {
@@ -137,7 +138,7 @@ impl<'a, 'b> Engine<'a, 'b> {
             free: Vec::new(),
             arrived: 0,
             bursts: Vec::new(),
-            transfer_s,
+            transfer_s_per_token,
             outcomes,
             progress: Vec::new(),
         }
@@ -203,7 +204,9 @@ impl<'a, 'b> Engine<'a, 'b> {
         let times = &mut self.pools[last].times;
         let kept_bytes = times.kept_bytes(sample.isl + sample.osl);
         let running = f64::from(clients).min((times.cache_bytes() / kept_bytes).floor().max(1.0));
-        let size = 1.0 + times.burst_share() * (running - 1.0);
+        // Pools of their own have a queue, not bursts.
+        let share = if last == 0 { times.burst_share() } else { 0.0 };
+        let size = 1.0 + share * (running - 1.0);
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -384,8 +387,6 @@ impl<'a, 'b> Engine<'a, 'b> {
         let new = self.pools[1].least_loaded();
         self.pools[1].ranks[new].assigned += 1;
         self.requests[slot as usize].rank = index_u32(new);
-        // The first token comes with the cache.
-        self.requests[slot as usize].first_token_s = now_s;
     }
 
     fn wake(&mut self, pool: u8, index: u32, now_s: f64) {
@@ -409,7 +410,7 @@ impl<'a, 'b> Engine<'a, 'b> {
             match *done {
                 Progress::HandOver(slot) => {
                     let moved = self.requests[slot as usize].lengths.isl;
-                    let at_s = now_s + self.transfer_s.0 + self.transfer_s.1 * moved;
+                    let at_s = now_s + self.transfer_s_per_token * moved;
                     self.schedule(at_s, Kind::Ready { pool: 1, slot });
                 }
                 Progress::Finished(slot) => self.complete(slot, now_s),

@@ -24,14 +24,15 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::CoreError;
+use crate::error::{require_within, CoreError};
 use crate::explain::checked_point;
 use crate::search::SearchProblem;
+use crate::serving::Layout;
 use arrivals::LengthSource;
 use engine::{Engine, Pool};
 use rank::Role;
 use report::Outcomes;
-use times::{Place, StepTimes};
+use times::{Front, Place, StepTimes};
 
 /// What a run is asked to do; the configuration is the `point` of the problem.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +54,65 @@ pub struct SimulationSpec {
     /// Most requests a rank and pipeline slot holds at once; absent = memory decides.
     #[serde(default)]
     pub max_running: Option<u32>,
+    /// Prefill pool of a disaggregated fleet, whose decode workers are the problem's point; absent = aggregated.
+    #[serde(default)]
+    pub prefill: Option<PrefillPool>,
+}
+
+/// The prefill pool of a disaggregated fleet.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrefillPool {
+    /// Index of the stack.
+    pub stack: usize,
+    /// Tensor parallelism of a worker.
+    pub tp: u32,
+    /// Pipeline stages.
+    pub pp: u32,
+    /// Expert parallelism.
+    pub ep: u32,
+    /// Attention data parallelism.
+    pub attn_dp: u32,
+    /// Workers that prefill.
+    pub workers: u32,
+    /// Workers that decode.
+    pub decode_workers: u32,
+    /// Seconds that a request waits for its cache to cross, per prompt token.
+    pub transfer_s_per_token: f64,
+}
+
+impl PrefillPool {
+    /// The layout of a worker.
+    fn layout(&self, problem: &SearchProblem) -> Result<Layout, CoreError> {
+        let layout = Layout {
+            tp: self.tp,
+            pp: self.pp,
+            ep: self.ep,
+            attn_dp: self.attn_dp,
+        };
+        let stack = problem.stacks.get(self.stack).ok_or_else(|| {
+            let expected = format!("expected below {}", problem.stacks.len());
+            CoreError::bad_input("prefill.stack", self.stack, expected)
+        })?;
+        let accelerator = &problem.accelerators[stack.accelerator];
+        match layout.refusal(&problem.model, accelerator) {
+            Some(reason) => Err(CoreError::bad_input("prefill layout", self.tp, reason)),
+            None => Ok(layout),
+        }
+    }
+
+    fn validate(&self) -> Result<(), CoreError> {
+        const MOST_WORKERS: f64 = 10_000.0;
+        require_within(
+            "prefill.workers",
+            f64::from(self.workers),
+            1.0,
+            MOST_WORKERS,
+        )?;
+        let decode_workers = f64::from(self.decode_workers);
+        require_within("prefill.decode_workers", decode_workers, 1.0, MOST_WORKERS)?;
+        require_within("transfer_s_per_token", self.transfer_s_per_token, 0.0, 1e3).map(drop)
+    }
 }
 
 /// What a run measured. Latencies in ms.
@@ -127,6 +187,9 @@ impl SimulationSpec {
     pub fn validate(&self) -> Result<(), CoreError> {
         self.arrivals.validate()?;
         self.lengths.validate()?;
+        if let Some(prefill) = &self.prefill {
+            prefill.validate()?;
+        }
         if self.requests == 0 || self.requests.saturating_add(self.warmup) > MOST_REQUESTS {
             return Err(CoreError::bad_input(
                 "requests",
@@ -158,33 +221,66 @@ pub fn simulate(
     spec.validate()?;
     let started = Instant::now();
     let (point, layout) = checked_point(problem)?;
-    let stack = &problem.stacks[point.stack];
-    let place = Place {
-        model: &problem.model,
-        accelerator: &problem.accelerators[stack.accelerator],
-        stack,
+    let is_closed = matches!(spec.arrivals, Arrivals::Closed { .. });
+    let decode = Place {
+        problem,
+        stack: point.stack,
         layout,
-        chunk_tokens: f64::from(point.chunk_tokens),
-        is_open: !matches!(spec.arrivals, Arrivals::Closed { .. }),
+        depth: point.depth,
+        chunk_tokens: point.chunk_tokens,
+        front: if is_closed {
+            Front::Closed
+        } else {
+            Front::Open
+        },
     };
-    let lengths = problem.lengths();
-    let ranks = layout.pp * layout.attn_dp;
-    let most_running = spec.max_running.unwrap_or(u32::MAX) as usize;
-    let pool = Pool::new(
-        StepTimes::new(place, &lengths),
-        Role::Both,
-        ranks as usize,
-        most_running,
-        problem.workload.isl,
-        matches!(spec.arrivals, Arrivals::Closed { .. }),
-    );
+    let Some(spread) = &spec.prefill else {
+        let run = Run {
+            problem,
+            spec,
+            chips: layout.chips(),
+            transfer_s_per_token: 0.0,
+        };
+        return run.of(vec![pool(decode, Role::Both, 1, spec)], started, stop);
+    };
+    let prefill = Place {
+        stack: spread.stack,
+        layout: spread.layout(problem)?,
+        depth: 0,
+        front: Front::Pool,
+        ..decode
+    };
+    // Decode workers need room for the tokens of a step, not for a chunk.
+    let decode = Place {
+        chunk_tokens: point.batch.max(1) * (1 + point.depth),
+        front: Front::Pool,
+        ..decode
+    };
     let run = Run {
         problem,
         spec,
-        chips: layout.chips(),
-        transfer_s: (0.0, 0.0),
+        chips: spread.workers * prefill.layout.chips() + spread.decode_workers * layout.chips(),
+        transfer_s_per_token: spread.transfer_s_per_token,
     };
-    run.of(vec![pool], started, stop)
+    let pools = vec![
+        pool(prefill, Role::Prefill, spread.workers, spec),
+        pool(decode, Role::Decode, spread.decode_workers, spec),
+    ];
+    run.of(pools, started, stop)
+}
+
+/// The ranks of `workers` workers at one place.
+fn pool<'a>(place: Place<'a>, role: Role, workers: u32, spec: &SimulationSpec) -> Pool<'a> {
+    let ranks = workers as usize * (place.layout.pp * place.layout.attn_dp) as usize;
+    let is_closed = matches!(spec.arrivals, Arrivals::Closed { .. });
+    Pool::new(
+        StepTimes::new(place, &place.problem.lengths()),
+        role,
+        ranks,
+        spec.max_running.unwrap_or(u32::MAX) as usize,
+        place.problem.workload.isl,
+        role == Role::Both && is_closed,
+    )
 }
 
 /// A run on given pools.
@@ -192,7 +288,7 @@ struct Run<'a> {
     problem: &'a SearchProblem,
     spec: &'a SimulationSpec,
     chips: u32,
-    transfer_s: (f64, f64),
+    transfer_s_per_token: f64,
 }
 
 impl Run<'_> {
@@ -219,7 +315,7 @@ impl Run<'_> {
             &spec.arrivals,
             source,
             spec.seed,
-            self.transfer_s,
+            self.transfer_s_per_token,
             outcomes,
         );
         engine.run(stop)?;

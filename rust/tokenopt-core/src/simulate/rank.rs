@@ -83,6 +83,8 @@ pub(super) struct Load {
 pub(super) struct Rank {
     role: Role,
     most_running: usize,
+    /// Output tokens that a request gains in a step.
+    tokens_per_step: f64,
     waiting: VecDeque<u32>,
     prefilling: VecDeque<u32>,
     /// Whether prompts that arrive at the same moment all prefill before any of them decodes.
@@ -110,10 +112,17 @@ pub(super) struct Rank {
 }
 
 impl Rank {
-    pub(super) fn new(role: Role, most_running: usize, step_s: f64, has_bursts: bool) -> Self {
+    pub(super) fn new(
+        role: Role,
+        most_running: usize,
+        tokens_per_step: f64,
+        step_s: f64,
+        has_bursts: bool,
+    ) -> Self {
         Self {
             role,
             most_running,
+            tokens_per_step,
             waiting: VecDeque::new(),
             prefilling: VecDeque::new(),
             has_bursts,
@@ -194,7 +203,8 @@ impl Rank {
             let steps = (next_end - self.steps).clamp(1, MOST_STEPS_AT_ONCE);
             let batch = self.running.len();
             // Every step adds a token to each context: the mean step is the one half way.
-            let context = self.context / batch as f64 + 0.5 * (steps - 1) as f64;
+            let context =
+                self.context / batch as f64 + 0.5 * (steps - 1) as f64 * self.tokens_per_step;
             self.step_s = times.decode_step_s(batch, context);
             let step_s = self.step_s + std::mem::take(&mut self.owed_s) / steps as f64;
             self.activity = Activity::Decode { step_s, steps };
@@ -216,9 +226,12 @@ impl Rank {
             self.cache_bytes += request.kept_bytes;
             self.waiting.pop_front();
             if self.role == Role::Decode {
+                // The first token that the prefill made comes out with the first step here.
+                request.first_token_s = now_s + self.step_s;
                 self.context += request.lengths.isl + 1.0;
-                self.running
-                    .push(Reverse((self.steps + steps_after_first(request), slot)));
+                let end =
+                    self.steps + whole_steps((request.lengths.osl - 1.0) / self.tokens_per_step);
+                self.running.push(Reverse((end, slot)));
             } else {
                 self.prefilling.push_back(slot);
             }
@@ -287,7 +300,7 @@ impl Rank {
         self.load.busy_s += seconds;
         if !self.running.is_empty() {
             self.steps += steps;
-            self.context += steps as f64 * self.running.len() as f64;
+            self.context += steps as f64 * self.tokens_per_step * self.running.len() as f64;
         }
         while let Some(&Reverse((end, slot))) = self.running.peek() {
             if end > self.steps {
@@ -295,7 +308,8 @@ impl Rank {
             }
             self.running.pop();
             let request = &requests[slot as usize];
-            self.context -= request.lengths.isl + 1.0 + steps_after_first(request) as f64;
+            let steps = self.steps_after_first(request) as f64;
+            self.context -= request.lengths.isl + 1.0 + steps * self.tokens_per_step;
             self.leave(request.kept_bytes);
             progress.push(Progress::Finished(slot));
         }
@@ -346,13 +360,18 @@ impl Rank {
 
     /// Lets the prompts that are done decode.
     fn release(&mut self, now_s: f64, requests: &mut [Request]) {
-        for slot in self.held.drain(..) {
+        for slot in std::mem::take(&mut self.held) {
             let request = &mut requests[slot as usize];
             request.first_token_s = now_s;
             self.context += request.lengths.isl + 1.0;
-            let end = self.steps + steps_after_first(request);
+            let end = self.steps + self.steps_after_first(request);
             self.running.push(Reverse((end, slot)));
         }
+    }
+
+    /// Decode steps of a request after its first token.
+    fn steps_after_first(&self, request: &Request) -> u64 {
+        whole_steps((request.lengths.osl - 1.0) / self.tokens_per_step)
     }
 
     /// Frees what a request held.
@@ -373,11 +392,6 @@ impl Rank {
     pub(super) fn queue(&self) -> usize {
         self.waiting.len()
     }
-}
-
-/// Decode steps of a request after its first token.
-fn steps_after_first(request: &Request) -> u64 {
-    whole_steps(request.lengths.osl - 1.0)
 }
 
 /// The next whole number from `steps` on.

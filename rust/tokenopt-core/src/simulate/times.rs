@@ -1,11 +1,12 @@
 //! Step times at any batch, context and prompt position, from the operators of [`StepModel`]: tables filled on demand,
 //! never a second formula.
 
-use crate::accelerator::Accelerator;
-use crate::model::ModelSpec;
 use crate::ops::attention::Lengths;
+use crate::parameters::EngineParameters;
+use crate::search::scan::LayoutModel;
+use crate::search::SearchProblem;
 use crate::serving::steady::rank_waiting;
-use crate::serving::{Layout, MemoryPlan, Stack, StepModel};
+use crate::serving::{Layout, StepModel};
 
 /// Cells of the length grid per doubling: 8, so that a quadratic is met within 0.2% between two of them.
 const CELL_BITS: u32 = 3;
@@ -14,25 +15,45 @@ const FRACTION_BITS: u32 = MANTISSA_BITS - CELL_BITS;
 /// Cell of a length of one token.
 const FIRST_CELL: u64 = 1023 << CELL_BITS;
 
-/// Where a replica runs: what every step time is built from.
-#[derive(Debug, Clone, Copy)]
+/// What reaches a rank, and through which front end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Front {
+    /// Clients of a closed loop.
+    Closed,
+    /// Independent users.
+    Open,
+    /// The workers of a disaggregated fleet.
+    Pool,
+}
+
+/// Where a worker runs: what every step time is built from.
+#[derive(Clone, Copy)]
 pub struct Place<'a> {
-    /// Model.
-    pub model: &'a ModelSpec,
-    /// Chip.
-    pub accelerator: &'a Accelerator,
-    /// Engine and formats.
-    pub stack: &'a Stack,
-    /// Layout of the replica.
+    /// Model, chips and engines.
+    pub problem: &'a SearchProblem,
+    /// Index of the stack.
+    pub stack: usize,
+    /// Layout of the worker.
     pub layout: Layout,
+    /// Tokens drafted per step.
+    pub depth: u32,
     /// Prefill chunk, tokens.
-    pub chunk_tokens: f64,
-    /// Whether requests arrive at their own rate.
-    pub is_open: bool,
+    pub chunk_tokens: u32,
+    /// What reaches it.
+    pub front: Front,
+}
+
+impl<'a> Place<'a> {
+    fn model(&self, lengths: &Lengths) -> LayoutModel<'a> {
+        LayoutModel::new(self.problem, self.stack, self.layout, self.depth, lengths)
+    }
+
+    fn parameters(&self) -> &'a EngineParameters {
+        &self.problem.stacks[self.stack].parameters
+    }
 }
 
 /// Times and bytes of one place, by batch and length.
-#[derive(Debug)]
 pub struct StepTimes<'a> {
     place: Place<'a>,
     /// The operators at the workload's nominal lengths: what does not depend on a request's own length.
@@ -44,6 +65,7 @@ pub struct StepTimes<'a> {
     rank_waiting: f64,
     stages: f64,
     cache_bytes: f64,
+    max_batch: u32,
 }
 
 /// What is known at one length of the grid.
@@ -60,39 +82,50 @@ impl<'a> StepTimes<'a> {
     /// Hoists what does not depend on a request; `lengths` are the workload's nominal ones.
     #[must_use]
     pub fn new(place: Place<'a>, lengths: &Lengths) -> Self {
-        let Place {
-            model,
-            accelerator,
-            stack,
-            layout,
-            chunk_tokens,
-            is_open: _,
-        } = place;
-        let nominal = StepModel::new(model, accelerator, stack, layout, lengths);
-        let memory = MemoryPlan::new(model, accelerator, stack, layout, lengths);
+        let LayoutModel {
+            step: nominal,
+            memory,
+            max_batch,
+            ..
+        } = place.model(lengths);
+        let chunk_tokens = f64::from(place.chunk_tokens);
         let prefill = nominal.prefill(chunk_tokens);
         let shared_s = prefill.marginal_s - nominal.prompt_core_s - nominal.prompt_overhead_s;
+        let stages = f64::from(place.layout.pp);
         Self {
-            place,
             added_s_per_token: (shared_s / nominal.prompt_tokens).max(0.0),
-            prompt_overhead_s: if place.is_open {
+            prompt_overhead_s: if place.front == Front::Open {
                 0.0
             } else {
                 nominal.prompt_overhead_s
             },
-            rank_waiting: rank_waiting(&stack.parameters, layout),
-            stages: f64::from(layout.pp),
+            rank_waiting: rank_waiting(place.parameters(), place.layout),
+            stages,
             // The pipeline slots of a rank share its chips' memory.
-            cache_bytes: memory.cache_bytes(chunk_tokens) / f64::from(layout.pp),
+            cache_bytes: memory.cache_bytes(chunk_tokens) / stages,
+            max_batch,
             nominal,
             cells: Vec::new(),
+            place,
         }
+    }
+
+    /// Most requests that the engine runs at once on a rank and pipeline slot.
+    #[must_use]
+    pub fn max_batch(&self) -> u32 {
+        self.max_batch
+    }
+
+    /// Output tokens that a request gains in a step.
+    #[must_use]
+    pub fn tokens_per_step(&self) -> f64 {
+        self.nominal.tokens_per_step
     }
 
     /// Share of prompts that arrive together.
     #[must_use]
     pub fn burst_share(&self) -> f64 {
-        self.place.stack.parameters.burst_share
+        self.place.parameters().burst_share
     }
 
     /// Bytes for the caches of one rank and pipeline slot.
@@ -104,22 +137,22 @@ impl<'a> StepTimes<'a> {
     /// Prompt tokens of a chunk.
     #[must_use]
     pub fn chunk_tokens(&self) -> f64 {
-        self.place.chunk_tokens
+        f64::from(self.place.chunk_tokens)
     }
 
     /// Seconds between a client and the queue of a rank whose decode step takes `step_s`.
     ///
     /// In a closed loop the engine's own steps until the first token count too, of which the wait for the running one and
     /// the prompt's own are simulated. In an open one they do not, and host work on prompts runs beside the steps: see
-    /// [`crate::serving::open_loop`].
+    /// [`crate::serving::open_loop`]. Pools of a disaggregated fleet pay the fixed latency alone.
     #[must_use]
     pub fn front_s(&self, step_s: f64) -> f64 {
         const SIMULATED_STEPS: f64 = 1.5;
-        let parameters = &self.place.stack.parameters;
-        let own_s = if self.place.is_open {
-            self.nominal.prompt_overhead_s
-        } else {
-            (parameters.first_token_steps - SIMULATED_STEPS).max(0.0) * step_s
+        let parameters = self.place.parameters();
+        let own_s = match self.place.front {
+            Front::Closed => (parameters.first_token_steps - SIMULATED_STEPS).max(0.0) * step_s,
+            Front::Open => self.nominal.prompt_overhead_s,
+            Front::Pool => 0.0,
         };
         parameters.first_token_overhead_s + own_s
     }
@@ -209,33 +242,26 @@ impl<'a> StepTimes<'a> {
         if self.cells.len() <= index {
             self.cells.resize_with(index + 1, || None);
         }
-        let place = &self.place;
+        let place = self.place;
         self.cells[index].get_or_insert_with(|| {
             let length = f64::from_bits((index as u64 + FIRST_CELL) << FRACTION_BITS);
-            Box::new(Cell::new(place, length))
+            Box::new(Cell::new(&place, length))
         })
     }
 }
 
 impl Cell {
     fn new(place: &Place<'_>, length: f64) -> Self {
-        let Place {
-            model,
-            accelerator,
-            stack,
-            layout,
-            ..
-        } = *place;
         // A request that has its whole length in the prompt decodes at exactly that context.
         let lengths = Lengths {
             isl: length,
             osl: 0.0,
             cached: 0.0,
         };
-        let step = StepModel::new(model, accelerator, stack, layout, &lengths);
+        let LayoutModel { step, memory, .. } = place.model(&lengths);
         Self {
             prompt_core_s: step.prompt_core_s,
-            kept_bytes: MemoryPlan::new(model, accelerator, stack, layout, &lengths).request_bytes,
+            kept_bytes: memory.request_bytes,
             step,
             decode_step_s: Vec::new(),
         }
