@@ -111,3 +111,16 @@ def test_bad_input_is_refused_in_a_sentence(tokenopt: Run, flags: tuple[str, ...
     assert process.returncode == 2, process.stderr
     assert said in process.stderr
     assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("mode", ["agg", "disagg"])
+def test_pools_and_drafts_are_verified_too(tokenopt: Run, mode: str) -> None:
+    scope = ("--model", "deepseek-r1", "--hardware", "b200-sxm", "--price", "b200-sxm=2.9", "--isl", "4096")
+    limits = ("--slo-ms", "30", "--ttft-ms", "3000", "--spec", "2", "--mode", mode, "--verify", "1")
+    best = answer_of(tokenopt("search", *scope, *limits, "--format", "json"))["best"][0]
+    run = best["verified"]
+    assert best["layout"]["mode"] == mode
+    assert best["speculation"]["depth"] == 2
+    assert run["tpot_ms"]["mean"] == pytest.approx(best["tpot_ms"], rel=0.1)
+    assert run["output_tps_per_chip"] == pytest.approx(best["output_tps_per_chip"], rel=0.1)
+    assert run["ttft_ms"]["mean"] == pytest.approx(best["ttft_ms"], rel=0.6)
