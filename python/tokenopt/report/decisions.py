@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tokenopt.decide.fleet import FleetResult
     from tokenopt.decide.lifecycle import LifecycleResult
     from tokenopt.decide.roi import RoiResult
+    from tokenopt.decide.sensitivity import SensitivityResult, Swing
 
 
 def rendered(parts: Iterable[str | Table]) -> str:
@@ -170,3 +172,72 @@ def _after(years: float | None) -> str:
     if years is None:
         return "never"
     return "at once" if years == 0 else f"after {years * 12:.1f} months"
+
+
+def sensitivity_text(result: SensitivityResult) -> str:
+    """Inputs that move the answer as bars around it, then the chances."""
+    width = listing_console().width
+    base = result.best.usd_per_m_tokens
+    ends = [usd_at for swing in result.swings for usd_at in (swing.usd_low, swing.usd_high) if usd_at is not None]
+    most = max((abs(math.log(usd_at / base)) for usd_at in ends), default=0.0) or 1.0
+    swings = plain_table(
+        [
+            ("input", "left"), ("low", "right"), ("base", "right", 2), ("high", "right"), ("$ at low", "right"),
+            ("$ at high", "right"), ("", "left", 3), ("cheapest then", "left", 1),
+        ],
+        [
+            [
+                swing.name, swing.low, swing.base, swing.high, usd(swing.usd_low), usd(swing.usd_high),
+                _bar(swing.usd_low, base, most) + "|" + _bar(base, swing.usd_high, most, is_right=True),
+                _winners(swing) if swing.is_decisive else "",
+            ]
+            for swing in result.swings
+        ],
+        width,
+    )  # fmt: skip
+    chances = plain_table(
+        [
+            ("accelerator", "left"), ("$/1M", "right"), ("cheapest", "right"), ("within 10%", "right", 1),
+            ("expected loss", "right", 1),
+        ],
+        [
+            [
+                chance.accelerator, usd(chance.usd_per_m_tokens), f"{chance.probability:.1%}",
+                f"{chance.within_tenth:.1%}", f"{chance.regret:.0%}",
+            ]
+            for chance in result.chances
+            if chance.probability >= 0.0005 or chance.within_tenth >= 0.005
+        ],
+        width,
+    )  # fmt: skip
+    best = result.best
+    return rendered(
+        [
+            f"Cheapest as asked: {best.accelerator}, {usd(base)} per 1M tokens, P10-P90 {usd(best.interval.p10)} to "
+            f"{usd(best.interval.p90)}.",
+            swings,
+            f"Chance of being the cheapest within the intervals ({result.draws:,} draws of all "
+            f"{len(result.chances)} accelerators in {result.draws_s:.2f} s; {result.shared_variance:.0%} of the variance "
+            "shared within a family):",
+            chances,
+        ]
+    )
+
+
+_BAR_CELLS = 12
+
+
+def _bar(left: float | None, right: float | None, most: float, *, is_right: bool = False) -> str:
+    """Half of a tornado: as many cells as the logarithm of the ratio is long, `+` where the end costs more."""
+    if left is None or right is None:
+        text = "out"
+    else:
+        end_over_base = right / left if is_right else left / right
+        cells = round(abs(math.log(end_over_base)) / most * _BAR_CELLS)
+        text = ("+" if end_over_base > 1.0 else "-") * cells
+    return text.ljust(_BAR_CELLS) if is_right else text.rjust(_BAR_CELLS)
+
+
+def _winners(swing: Swing) -> str:
+    names = (swing.winner_low or "none", swing.winner_high or "none")
+    return names[0] if names[0] == names[1] else f"{names[0]} to {names[1]}"
