@@ -8,6 +8,9 @@ __version__: str
 def search(problem_json: str) -> str:
     """Searches; see `SearchProblem` and `SearchAnswer` in the core."""
 
+def continuous(problem_json: str, queries_json: str) -> str:
+    """Cheapest configurations in the continuous limit; see `Query` and `Point` in the core."""
+
 def explain(problem_json: str) -> str:
     """Breaks down the configuration in `point`."""
 

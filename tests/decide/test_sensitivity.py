@@ -62,7 +62,18 @@ def test_doubtful_prices_level_the_chances(result: SensitivityResult) -> None:
 
 
 def test_the_command_prints_what_the_search_found() -> None:
-    command = [sys.executable, "-m", "tokenopt", "sensitivity", "--slo-ms", "50", "--model", "llama-3.1-70b", "--draws", "5000"]
+    command = [
+        sys.executable,
+        "-m",
+        "tokenopt",
+        "sensitivity",
+        "--slo-ms",
+        "50",
+        "--model",
+        "llama-3.1-70b",
+        "--draws",
+        "5000",
+    ]
     command += [part for key in SCOPE for part in ("--hardware", key)]
     process = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr

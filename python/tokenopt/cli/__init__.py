@@ -29,6 +29,7 @@ COMMANDS = {
     "claims": "Check published claims against measurements and the model.",
     "plugins": "List plugins and what each contributes.",
     "compare": "Set accelerators side by side: tokens, energy, memory for the money.",
+    "crossover": "Map the cheapest accelerator over two inputs; find where it changes.",
     "sensitivity": "Show which inputs move the answer, and how likely each accelerator is the cheapest.",
     "lifecycle": "Spread training over served tokens: cost, break-even, net present value.",
     "roi": "Set token revenue against infrastructure cost.",

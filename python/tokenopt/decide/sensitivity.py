@@ -229,12 +229,12 @@ def _moves(request: SearchRequest, best: Solution) -> list[_Move]:
                 lambda v: replace(request, tco={**request.tco, "usd_per_kwh": v}),
             )
         )
-    acceptance = getattr(request, "acceptance", None)
+    acceptance = request.acceptance
     if acceptance is not None:
         moves.append(
             (
                 "acceptance", max(0.05, acceptance - 0.15), acceptance, min(0.95, acceptance + 0.15),
-                lambda value: replace(request, **{"acceptance": value}),
+                lambda value: replace(request, acceptance=value),
             )
         )  # fmt: skip
     return moves

@@ -14,6 +14,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(serving::search, module)?)?;
     module.add_function(wrap_pyfunction!(serving::explain, module)?)?;
+    module.add_function(wrap_pyfunction!(serving::continuous, module)?)?;
     module.add_function(wrap_pyfunction!(serving::simulate, module)?)?;
     module.add_function(wrap_pyfunction!(serving::count_model, module)?)?;
     module.add_function(wrap_pyfunction!(serving::serving_parameters, module)?)?;

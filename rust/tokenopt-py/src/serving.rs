@@ -7,6 +7,7 @@ use tokenopt_core::error::CoreError;
 use tokenopt_core::model::ModelSpec;
 use tokenopt_core::parameters::{EngineParameters, PARAMETERS};
 use tokenopt_core::predict::{Job, Prediction, RowSet};
+use tokenopt_core::search::continuous::Query;
 use tokenopt_core::search::SearchProblem;
 use tokenopt_core::simulate::SimulationSpec;
 
@@ -18,6 +19,22 @@ use crate::run::detached;
 pub(crate) fn search(py: Python<'_>, problem_json: &str) -> PyResult<String> {
     let problem = SearchProblem::from_json(problem_json).map_err(to_python)?;
     let answer = detached(py, |stop| tokenopt_core::search::search(&problem, stop))?;
+    to_json(&answer)
+}
+
+/// Cheapest configurations in the continuous limit; JSON problem and questions in, points by accelerator and question out.
+#[pyfunction]
+pub(crate) fn continuous(
+    py: Python<'_>,
+    problem_json: &str,
+    queries_json: &str,
+) -> PyResult<String> {
+    let problem = SearchProblem::from_json(problem_json).map_err(to_python)?;
+    let queries: Vec<Query> = serde_json::from_str(queries_json)
+        .map_err(|error| to_python(CoreError::Unreadable(error.to_string())))?;
+    let answer = detached(py, |_| {
+        tokenopt_core::search::continuous::continuous(&problem, &queries)
+    })?;
     to_json(&answer)
 }
 

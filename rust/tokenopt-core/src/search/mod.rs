@@ -1,6 +1,7 @@
 //! The search: enumerate layouts lazily, evaluate or skip batches, keep the best, the frontier and the counts.
 
 pub mod best;
+pub mod continuous;
 mod fleet;
 mod pools;
 pub mod problem;

@@ -43,7 +43,7 @@ struct ChunkModel {
 }
 
 /// Latency limits, absent ones infinite.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) struct LatencyLimits {
     pub tpot_s: f64,
     pub ttft_s: f64,
