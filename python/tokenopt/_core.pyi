@@ -71,11 +71,14 @@ class TrainingRows:
 
     def __new__(cls, rows_json: str) -> TrainingRows: ...
     def __len__(self) -> int: ...
-    def resolve(self, parameters: NDArray[np.float64]) -> str:
-        """Layout of every row as JSON, open ones filled in; null where nothing fits."""
+    def resolve(self, parameters: NDArray[np.float64]) -> TrainingRows:
+        """The same rows, open layouts and recomputation filled in."""
 
-    def predict(self, parameters: NDArray[np.float64], layouts_json: str) -> NDArray[np.float64]:
+    def layouts(self) -> str:
+        """Layout of every row as JSON; null where none was printed or found."""
+
+    def predict(self, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
         """Rows x (step_s, tokens_per_s_per_chip, causal_flops, full_flops, peak_flops, memory_ratio)."""
 
-    def parts(self, index: int, parameters: NDArray[np.float64], layout_json: str) -> str:
-        """Parts of the step of one row, seconds by name, as JSON."""
+    def parts(self, index: int, parameters: NDArray[np.float64]) -> str:
+        """Parts of the step of one row, seconds by name, as JSON; null without a layout."""

@@ -1,5 +1,7 @@
 //! Training: search, parameters, prediction of rows.
 
+use std::sync::Arc;
+
 use numpy::{IntoPyArray, PyArray2, PyReadonlyArray2};
 use pyo3::prelude::*;
 use tokenopt_core::error::CoreError;
@@ -29,7 +31,8 @@ pub(crate) fn training_parameters() -> PyResult<String> {
 /// Measured training steps compiled once, predicted many times.
 #[pyclass(frozen)]
 pub(crate) struct TrainingRows {
-    rows: TrainingRowSet,
+    rows: Arc<TrainingRowSet>,
+    layouts: Vec<Option<TrainingLayout>>,
 }
 
 /// Copied in: another thread may write the array once the interpreter is released.
@@ -44,28 +47,36 @@ fn parameter_sets(
         .collect()
 }
 
-fn read_layouts(text: &str) -> PyResult<Vec<Option<TrainingLayout>>> {
-    serde_json::from_str(text).map_err(|error| to_python(CoreError::Unreadable(error.to_string())))
-}
-
 #[pymethods]
 impl TrainingRows {
     #[new]
     fn new(rows_json: &str) -> PyResult<Self> {
-        TrainingRowSet::from_json(rows_json)
-            .map(|rows| Self { rows })
-            .map_err(to_python)
+        let rows = TrainingRowSet::from_json(rows_json).map_err(to_python)?;
+        let layouts = rows.rows.iter().map(|row| row.layout).collect();
+        Ok(Self {
+            rows: Arc::new(rows),
+            layouts,
+        })
     }
 
     fn __len__(&self) -> usize {
         self.rows.rows.len()
     }
 
-    /// Layout of every row as JSON: what the row says, with recomputation and layouts it leaves open filled in; null
-    /// where nothing fits.
-    fn resolve(&self, py: Python<'_>, parameters: PyReadonlyArray2<'_, f64>) -> PyResult<String> {
+    /// The same rows with what they leave open filled in (layouts by search, recomputation by memory), at `parameters`
+    /// (sets x parameters).
+    fn resolve(&self, py: Python<'_>, parameters: PyReadonlyArray2<'_, f64>) -> PyResult<Self> {
         let sets = parameter_sets(&parameters).map_err(to_python)?;
-        to_json(&py.detach(|| self.rows.resolve(&sets)).map_err(to_python)?)
+        let layouts = py.detach(|| self.rows.resolve(&sets)).map_err(to_python)?;
+        Ok(Self {
+            rows: Arc::clone(&self.rows),
+            layouts,
+        })
+    }
+
+    /// Layout of every row as JSON; null where none was printed or found.
+    fn layouts(&self) -> PyResult<String> {
+        to_json(&self.layouts)
     }
 
     /// Predicts every row on its layout: `parameters` is sets x parameters; the answer rows x (step_s,
@@ -74,12 +85,10 @@ impl TrainingRows {
         &self,
         py: Python<'py>,
         parameters: PyReadonlyArray2<'py, f64>,
-        layouts_json: &str,
     ) -> PyResult<Bound<'py, PyArray2<f64>>> {
         let sets = parameter_sets(&parameters).map_err(to_python)?;
-        let layouts = read_layouts(layouts_json)?;
         let predictions = py
-            .detach(|| self.rows.predict(&sets, &layouts))
+            .detach(|| self.rows.predict(&sets, &self.layouts))
             .map_err(to_python)?;
         let mut table = numpy::ndarray::Array2::zeros((predictions.len(), 6));
         for (mut line, prediction) in table.rows_mut().into_iter().zip(&predictions) {
@@ -93,16 +102,17 @@ impl TrainingRows {
         Ok(table.into_pyarray(py))
     }
 
-    /// Parts of the step of row `index` on `layout_json`, s by name, as JSON.
-    fn parts(
-        &self,
-        index: usize,
-        parameters: PyReadonlyArray2<'_, f64>,
-        layout_json: &str,
-    ) -> PyResult<String> {
+    /// Parts of the step of row `index`, seconds by name, as JSON; null without a layout.
+    fn parts(&self, index: usize, parameters: PyReadonlyArray2<'_, f64>) -> PyResult<String> {
         let sets = parameter_sets(&parameters).map_err(to_python)?;
-        let layout: TrainingLayout = serde_json::from_str(layout_json)
-            .map_err(|error| to_python(CoreError::Unreadable(error.to_string())))?;
-        to_json(&self.rows.parts(index, &sets, &layout).map_err(to_python)?)
+        let parts = self
+            .layouts
+            .get(index)
+            .copied()
+            .flatten()
+            .map(|layout| self.rows.parts(index, &sets, &layout))
+            .transpose()
+            .map_err(to_python)?;
+        to_json(&parts)
     }
 }

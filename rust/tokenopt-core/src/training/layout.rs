@@ -53,12 +53,6 @@ impl Sharding {
             Self::Hybrid(ranks) => ranks.min(dp),
         }
     }
-
-    /// Whether weights are gathered for every micro-batch.
-    #[must_use]
-    pub fn gathers_weights(self, dp: u32) -> bool {
-        self.weight_ranks(dp) > 1
-    }
 }
 
 /// What is computed again in the backward pass instead of being kept.
@@ -201,6 +195,17 @@ impl TrainingLayout {
     #[must_use]
     pub fn expert_replicas(&self) -> u32 {
         (self.tp * self.cp * self.dp / (self.ep * self.etp)).max(1)
+    }
+
+    /// Ranks over which weights are spread while a step runs. In a pipeline every stage keeps its gathered weights from the
+    /// first to the last micro-batch: gathering them for each would cost more than the memory is worth.
+    #[must_use]
+    pub fn weight_ranks(&self) -> u32 {
+        if self.pp > 1 {
+            1
+        } else {
+            self.sharding.weight_ranks(self.replicas())
+        }
     }
 
     /// Micro-batches of a step through each pipeline; not whole when the batch does not divide.

@@ -30,7 +30,7 @@ pub struct TrainingMemory {
 impl TrainingMemory {
     /// Sizes stage `stage` (0 = first) of `layout`.
     ///
-    /// Source: 2 bytes a weight, FP32 gradients (16-bit when weights are sharded), optimizer state by
+    /// Source: 2 bytes a weight, gradients by [`super::GradientFormat`], optimizer state by
     /// [`super::OptimizerState`], activations of the micro-batches that the schedule keeps ([`microbatches_kept`] less
     /// one per later stage).
     /// Assumes: tensors of packed or padded batches are as large as full sequences; fragmentation is what
@@ -44,22 +44,27 @@ impl TrainingMemory {
         layout: &TrainingLayout,
         stage: u32,
     ) -> Self {
-        const WEIGHT_BYTES: f64 = 2.0;
+        // Frozen weights are kept in the format they are multiplied in.
+        let weight_bytes = if job.recipe.is_frozen() {
+            job.format.operand_bytes()
+        } else {
+            2.0
+        };
         let pp = f64::from(layout.pp);
         let share = imbalance(cost.layers, layout.pp, layout.vpp) / pp;
         let replicas = layout.replicas();
         let (dense, experts) = stage_parameters(cost, layout, share);
-        let weight_ranks = f64::from(layout.sharding.weight_ranks(replicas));
+        let weight_ranks = f64::from(layout.weight_ranks());
         let expert_replicas = f64::from(layout.expert_replicas());
         let adapters = cost.shard.adapter_parameters * share;
         let held = dense / weight_ranks + experts / weight_ranks.min(expert_replicas) + adapters;
-        let is_sharded = layout.sharding.gathers_weights(replicas);
+        let is_sharded = layout.weight_ranks() > 1;
         let gradient_ranks = f64::from(layout.sharding.gradient_ranks(replicas));
         let gradient_bytes = if job.recipe.is_frozen() {
             4.0 * adapters
         } else {
-            let bytes = if is_sharded { 2.0 } else { 4.0 };
-            bytes * (dense / gradient_ranks + experts / gradient_ranks.min(expert_replicas))
+            job.gradients.bytes()
+                * (dense / gradient_ranks + experts / gradient_ranks.min(expert_replicas))
         };
         let optimizer_bytes =
             owned_parameters(cost, job, layout, share) * job.optimizer.bytes_per_parameter();
@@ -85,13 +90,13 @@ impl TrainingMemory {
         };
         if is_sharded {
             // The layer in use and the one on its way, and the gradient of one.
-            working_bytes += 3.0 * WEIGHT_BYTES * shard.largest_layer_parameters;
+            working_bytes += 3.0 * weight_bytes * shard.largest_layer_parameters;
         }
         if stage + 1 == layout.pp {
             working_bytes += shard.logit_bytes;
         }
         Self {
-            weight_bytes: WEIGHT_BYTES * held,
+            weight_bytes: weight_bytes * held,
             gradient_bytes,
             optimizer_bytes,
             activation_bytes: kept * per_microbatch,

@@ -4,7 +4,7 @@
 use super::layer::{dense_ffn, mixer_products, mixer_widths, Product};
 use super::layout::{ContextExchange, TrainingLayout};
 use super::parameters::TrainingParameters;
-use super::{AttentionKernel, Recipe, TrainingJob};
+use super::{AttentionKernel, Recipe, TrainingFormat, TrainingJob};
 use crate::accelerator::Accelerator;
 use crate::count::GroupParameters;
 use crate::model::{Ffn, LayerGroup, Mixer, ModelSpec};
@@ -207,18 +207,28 @@ impl Rates {
         }) * parameters.chip_factor;
         let peak = job.format.peak_flops(&accelerator.peak_flops);
         let half_rate = |flops: f64| {
-            parameters.half_rate_elements * flops
-                / accelerator.hbm_bytes_per_s
-                / REFERENCE_FLOPS_PER_BYTE
+            let ratio = flops / accelerator.hbm_bytes_per_s / REFERENCE_FLOPS_PER_BYTE;
+            parameters.half_rate_elements * ratio.powf(parameters.half_rate_growth)
+        };
+        let scaling = if job.format == TrainingFormat::Fp8Rowwise {
+            parameters.rowwise_factor
+        } else {
+            1.0
+        };
+        let has_newer_units = accelerator.peak_flops.fp8.is_some();
+        let generation = if job.attention == AttentionKernel::Flash2 && has_newer_units {
+            parameters.older_kernel_factor
+        } else {
+            1.0
         };
         let network_bytes_per_s =
             (accelerator.scale_out_bytes_per_s * parameters.network_efficiency).max(1.0);
         Self {
-            product_flops: peak * parameters.gemm_efficiency * clock,
+            product_flops: peak * parameters.gemm_efficiency * clock * scaling,
             half_rate: half_rate(peak),
             wide_flops: bf16 * parameters.gemm_efficiency * clock,
             wide_half_rate: half_rate(bf16),
-            attention_flops: bf16 * parameters.attention_efficiency * clock,
+            attention_flops: bf16 * parameters.attention_efficiency * clock * generation,
             memory_bytes_per_s: accelerator.hbm_bytes_per_s * parameters.bandwidth_efficiency,
             fabric: Fabric::with_rates(
                 accelerator,
@@ -309,6 +319,9 @@ fn exposed_s(traffic_s: f64, hiding_s: f64, exposed: f64) -> f64 {
 const FLASH_BACKWARD: f64 = 2.5;
 /// Bytes of 16-bit activations.
 const ACTIVATION_BYTES: f64 = 2.0;
+/// Reads and writes of a scan's inputs: convolution in and out, gate, chunk states, norm. An attention core streams its
+/// queries, keys and values once in and once out.
+const SCAN_STREAMS: f64 = 6.0;
 /// Share of the elementwise forward that selective recomputation repeats: norms and activations.
 const SELECTIVE_SHARE: f64 = 0.5;
 
@@ -439,9 +452,12 @@ impl MicrobatchCost {
         let has_ffn = group.ffn != Ffn::None;
         let blocks = f64::from(u8::from(has_mixer)) + f64::from(u8::from(has_ffn));
         let streamed = 3.0 * blocks * shape.hidden / shape.sequence_split
-            + 2.0 * mixer.inner
+            + if mixer.heads > 0.0 { 2.0 } else { SCAN_STREAMS } * mixer.inner
             + matrices * ffn_dim / tp;
-        let pass_s = ACTIVATION_BYTES * tokens * streamed * parameters.elementwise_factor
+        // Unfused kernels write and read every intermediate once more.
+        const EAGER_TRAFFIC: f64 = 2.0;
+        let fusion = if job.is_eager { EAGER_TRAFFIC } else { 1.0 };
+        let pass_s = ACTIVATION_BYTES * tokens * streamed * parameters.elementwise_factor * fusion
             / rates.memory_bytes_per_s;
         forward.elementwise_s = pass_s;
         backward.elementwise_s = 2.0 * pass_s;
@@ -684,7 +700,7 @@ impl CoreTimes {
         const HALF_RATE_HEAD: f64 = 64.0;
         let rate = rates.attention_flops * 1.5 * widths.head / (widths.head + HALF_RATE_HEAD);
         match job.attention {
-            AttentionKernel::Flash => Self {
+            AttentionKernel::Flash | AttentionKernel::Flash2 => Self {
                 forward_s: flops / rate,
                 backward_s: FLASH_BACKWARD * flops / rate,
             },
@@ -726,6 +742,11 @@ impl Kept {
         let residual = shape.hidden / shape.sequence_split;
         let (ffn_dim, matrices) = dense_ffn(&group.ffn);
         let inner = ffn_dim / tp;
+        // A frozen product needs its input only where an adapter reads it too.
+        let ffn_input = match job.recipe {
+            Recipe::LoraAttention { .. } => 0.0,
+            _ => operand,
+        };
         let mut all = 0.0;
         let mut selective = 0.0;
         if group.mixer != Mixer::None {
@@ -734,7 +755,7 @@ impl Kept {
         }
         if group.ffn != Ffn::None {
             selective += ACTIVATION_BYTES * (residual + (matrices - 1.0).max(0.0) * inner);
-            all += operand * (residual + inner);
+            all += ffn_input * (residual + inner);
         }
         all += selective;
         if job.attention == AttentionKernel::Materialised {

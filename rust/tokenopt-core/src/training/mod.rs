@@ -56,6 +56,12 @@ pub struct TrainingJob {
     /// What the optimizer keeps.
     #[serde(default)]
     pub optimizer: OptimizerState,
+    /// Format gradients are kept and exchanged in.
+    #[serde(default)]
+    pub gradients: GradientFormat,
+    /// Whether every operator is a kernel of its own (no compiler, no fused norms and activations).
+    #[serde(default)]
+    pub is_eager: bool,
 }
 
 /// What a step updates.
@@ -188,6 +194,8 @@ pub enum AttentionKernel {
     /// Scores never leave the chip; masked blocks are skipped.
     #[default]
     Flash,
+    /// The same with kernels tuned for the generation before 8-bit products (FlashAttention-2).
+    Flash2,
     /// The whole score matrix is computed and written (before 2023).
     Materialised,
 }
@@ -207,6 +215,28 @@ pub enum OptimizerState {
     Momentum,
     /// 12 bytes in host memory: nothing on the chip.
     HostAdam32,
+}
+
+/// Format of the gradients between backward pass and optimizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GradientFormat {
+    /// 4 bytes.
+    #[default]
+    Fp32,
+    /// 2 bytes.
+    Bf16,
+}
+
+impl GradientFormat {
+    /// Bytes of a gradient.
+    #[must_use]
+    pub fn bytes(self) -> f64 {
+        match self {
+            Self::Fp32 => 4.0,
+            Self::Bf16 => 2.0,
+        }
+    }
 }
 
 impl OptimizerState {

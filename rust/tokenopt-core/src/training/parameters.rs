@@ -10,14 +10,20 @@ parameters! {
     TrainingParameters, TRAINING_PARAMETERS;
     /// Share of the dense peak that large matrix products reach at 0.7 W per 10^12 FLOP/s.
     gemm_efficiency = 0.70 in 0.05..0.97, "1";
+    /// Share of the rate of per-tensor scales that products with a scale per row reach.
+    rowwise_factor = 0.52 in 0.2..1.0, "1";
     /// Size of a product's dimension at which it loses half its rate, at 295 FLOP per byte of memory bandwidth.
     half_rate_elements = 240.0 in 0.0..1000.0, "elements";
+    /// Exponent of the FLOP per byte on that size.
+    half_rate_growth = 0.8 in 0.0..1.2, "1";
     /// Exponent of the chip's power per peak 16-bit FLOP/s on the rate of arithmetic.
     power_exponent = 0.45 in 0.0..1.0, "1";
     /// Share of the rate of dense products that products of grouped experts reach.
     expert_gemm_factor = 0.95 in 0.2..1.0, "1";
     /// Share of the 16-bit peak that the attention core reaches on causal pairs, heads of 128.
     attention_efficiency = 0.35 in 0.02..0.95, "1";
+    /// Share of that rate that kernels of the generation before reach on chips with 8-bit products.
+    older_kernel_factor = 0.63 in 0.2..1.0, "1";
     /// Share of the attention core's rate that linear attention and state-space scans reach.
     scan_factor = 0.5 in 0.02..1.0, "1";
     /// Share of peak memory bandwidth that streaming kernels reach.
@@ -45,7 +51,7 @@ parameters! {
     /// Share of context-parallel traffic that attention does not hide.
     context_exposed = 0.23 in 0.0..1.0, "1";
     /// Share of the transfers between pipeline stages that nothing hides.
-    pipeline_exposed = 0.5 in 0.0..1.0, "1";
+    pipeline_exposed = 0.25 in 0.0..1.0, "1";
     /// Share of gradient and parameter traffic that a backward pass never hides.
     data_exposed = 0.25 in 0.0..1.0, "1";
     /// Share of fully sharded parameter traffic that the layers never hide.

@@ -50,6 +50,12 @@ pub struct TrainingRow {
     /// Whether the source leaves recomputation open: as little as fits.
     #[serde(default)]
     pub is_recompute_open: bool,
+    /// Whether the source leaves tensor parallelism inside experts open: only where they do not fit whole.
+    #[serde(default)]
+    pub is_expert_split_open: bool,
+    /// Whether the source leaves interleaving open: the fastest number of chunks that divides.
+    #[serde(default)]
+    pub is_interleave_open: bool,
 }
 
 /// Predicted step of one row; NaN where no layout was found.
@@ -146,14 +152,7 @@ impl TrainingRowSet {
                 let model = &self.models[row.model];
                 let accelerator = &self.accelerators[row.accelerator];
                 Ok(match row.layout {
-                    Some(layout) if row.is_recompute_open => Some(least_recompute(
-                        model,
-                        accelerator,
-                        parameters,
-                        &row.job,
-                        layout,
-                    )),
-                    Some(layout) => Some(layout),
+                    Some(layout) => Some(resolve_open(row, model, accelerator, parameters, layout)),
                     None => fastest_layout(model, accelerator, parameters, &row.job, row.chips),
                 })
             })
@@ -240,6 +239,48 @@ impl TrainingRowSet {
         );
         let step = TrainingStep::new(&cost, accelerator, parameters, &row.job, layout);
         Ok(step.parts(&cost, parameters, layout, &row.job))
+    }
+}
+
+/// What a printed layout leaves open.
+fn resolve_open(
+    row: &TrainingRow,
+    model: &ModelSpec,
+    accelerator: &Accelerator,
+    parameters: &TrainingParameters,
+    layout: TrainingLayout,
+) -> TrainingLayout {
+    let job = &row.job;
+    let recomputed = |layout| {
+        if row.is_recompute_open {
+            least_recompute(model, accelerator, parameters, job, layout)
+        } else {
+            layout
+        }
+    };
+    let mut layout = layout;
+    if row.is_interleave_open && layout.pp > 1 {
+        layout.vpp = fastest_chunks(model, accelerator, parameters, job, &layout);
+    }
+    let whole = recomputed(layout);
+    if !(row.is_expert_split_open && layout.tp > 1) {
+        return whole;
+    }
+    let split = recomputed(TrainingLayout {
+        etp: layout.tp,
+        ..layout
+    });
+    let time = |layout: &TrainingLayout| {
+        let cost = MicrobatchCost::new(model, accelerator, parameters, job, &Split::from(layout));
+        let memory = TrainingMemory::new(&cost, accelerator, parameters, job, layout);
+        let step = TrainingStep::new(&cost, accelerator, parameters, job, layout);
+        // What fits comes first, the faster after that.
+        (!memory.fits(), step.step_s)
+    };
+    if time(&split) < time(&whole) {
+        split
+    } else {
+        whole
     }
 }
 
@@ -389,6 +430,27 @@ pub fn fastest_layout(
 /// Divisors of `number`, rising.
 pub fn divisors(number: u32) -> impl Iterator<Item = u32> {
     (1..=number).filter(move |candidate| number % candidate == 0)
+}
+
+/// The chunks a stage at which `layout` is fastest.
+fn fastest_chunks(
+    model: &ModelSpec,
+    accelerator: &Accelerator,
+    parameters: &TrainingParameters,
+    job: &TrainingJob,
+    layout: &TrainingLayout,
+) -> u32 {
+    let cost = MicrobatchCost::new(model, accelerator, parameters, job, &Split::from(layout));
+    if layout.microbatches(job) % f64::from(layout.pp) != 0.0 {
+        return 1;
+    }
+    let step_s = |vpp: u32| {
+        let layout = TrainingLayout { vpp, ..*layout };
+        TrainingStep::new(&cost, accelerator, parameters, job, &layout).step_s
+    };
+    chunk_counts(cost.layers, layout.pp)
+        .min_by(|a, b| step_s(*a).total_cmp(&step_s(*b)))
+        .unwrap_or(1)
 }
 
 /// Chunks a stage can be cut into.

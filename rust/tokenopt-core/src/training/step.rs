@@ -72,14 +72,12 @@ pub struct StepParts {
 
 /// Bytes of a 16-bit parameter on the wire.
 const PARAMETER_BYTES: f64 = 2.0;
-/// Bytes of an FP32 gradient on the wire.
-const GRADIENT_BYTES: f64 = 4.0;
 
 impl TrainingStep {
     /// Times one step of `job` on `layout`, given its micro-batch.
     ///
     /// Source: `m (stage + transfer) + bubble + data + optimizer + overhead`; see [`super::pipeline::bubble_s`]. ZeRO-1
-    /// and -2 reduce-scatter FP32 gradients and gather 16-bit weights once a step; without sharding an all-reduce moves
+    /// and -2 reduce-scatter gradients and gather 16-bit weights once a step; without sharding an all-reduce moves
     /// the same; full sharding gathers weights twice and reduces gradients once for every micro-batch.
     /// Assumes: stages hold equal shares of the layers but for [`imbalance`]; `microbatches` may be a fraction when the
     /// layout was not checked.
@@ -270,8 +268,8 @@ fn data_traffic_s(
         cost.rates
             .gather_s(replicas, expert_stride, experts * bytes, latency_s)
     };
-    if layout.sharding.gathers_weights(layout.replicas()) {
-        let ranks = f64::from(layout.sharding.weight_ranks(layout.replicas()));
+    if layout.weight_ranks() > 1 {
+        let ranks = f64::from(layout.weight_ranks());
         let expert_ranks = ranks.min(expert_replicas);
         let gradients = if job.recipe.is_frozen() { 0.0 } else { 1.0 };
         let passes = PARAMETER_BYTES * (2.0 + gradients);
@@ -290,7 +288,7 @@ fn data_traffic_s(
                 * cost.rates.gather_s(
                     groups,
                     tp * ranks,
-                    (dense + experts) * GRADIENT_BYTES / ranks,
+                    (dense + experts) * job.gradients.bytes() / ranks,
                     latency_s,
                 )
         } else {
@@ -300,10 +298,11 @@ fn data_traffic_s(
     }
     let trained = if job.recipe.is_frozen() {
         // Only the adapters' gradients move.
-        let bytes = cost.shard.adapter_parameters * share * (GRADIENT_BYTES + PARAMETER_BYTES);
+        let bytes =
+            cost.shard.adapter_parameters * share * (job.gradients.bytes() + PARAMETER_BYTES);
         cost.rates.gather_s(replicas, tp, bytes, latency_s)
     } else {
-        let bytes = GRADIENT_BYTES + PARAMETER_BYTES;
+        let bytes = job.gradients.bytes() + PARAMETER_BYTES;
         gather_s(bytes, replicas) + gather_experts_s(bytes, expert_replicas)
     };
     // All but the first and last buckets travel behind the last backward and the next forward pass.
