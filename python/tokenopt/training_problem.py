@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from tokenopt.catalog.models import resolve_model
+from tokenopt.catalog.models import is_mixture_of_experts, resolve_model
+from tokenopt.catalog.training_calibration import (
+    default_training_calibration,
+    resolve_training_parameters,
+    training_novelty,
+)
 from tokenopt.errors import SpecError
 from tokenopt.plugins import PluginRegistry
 from tokenopt.prices.tco import SYSTEM_OVER_TDP
@@ -213,26 +217,32 @@ def training_stacks(
     infos: list[TrainStackInfo] = []
     stacks: list[dict[str, Any]] = []
     cannot_run: list[str] = []
+    calibration = default_training_calibration()
     for index, chip in enumerate(accelerators):
         possible = training_formats(chip)
         wanted = [name for name in TRAINING_FORMATS if name in possible and (name in precision or "any" in precision)]
         if not wanted:
             cannot_run.append(chip.key)
         for name in wanted:
-            infos.append(TrainStackInfo(chip, name, "uncalibrated", "priors", training_interval(chip, name, model)))
-            stacks.append({"accelerator": index, "label": f"{chip.key} {name}", "format": name})
+            parameters = resolve_training_parameters(calibration, accelerator=chip.key, family=chip.family, format=name)
+            interval = training_interval(chip, name, model)
+            infos.append(TrainStackInfo(chip, name, calibration.basis, calibration.name, interval))
+            stacks.append(
+                {"accelerator": index, "label": f"{chip.key} {name}", "format": name, "parameters": parameters}
+            )
     return infos, stacks, cannot_run
 
 
-UNCALIBRATED_SPREAD = 0.23
-"""Log standard deviation of measured over predicted step time before any fit: half of 310 published steps are missed by
-more than 10.7%, one in ten by more than 34.6%."""
-
-
-def training_interval(chip: Accelerator, precision: str, model: Model) -> tuple[float, float]:  # noqa: ARG001
+def training_interval(chip: Accelerator, precision: str, model: Model) -> tuple[float, float]:
     """Factors on cost at P10 and P90."""
-    factor = math.exp(1.2816 * UNCALIBRATED_SPREAD)
-    return 1.0 / factor, factor
+    return training_novelty(
+        default_training_calibration(),
+        model=model.key,
+        accelerator=chip.key,
+        family=chip.family,
+        format=precision,
+        is_moe=is_mixture_of_experts(model.architecture),
+    ).factors
 
 
 def _space(request: TrainRequest, model: Model) -> dict[str, Any]:  # noqa: ARG001

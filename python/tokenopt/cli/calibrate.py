@@ -132,3 +132,40 @@ def _sweeps(files: tuple[Path, ...], out: Path) -> None:
     say(
         f"{len(compiled.rows)} rows fitted, {dropped} dropped by rules, {len(compiled.refused)} not predictable; {out} written"
     )
+
+
+@command.command("training")
+@click.option("--data", "files", type=click.Path(path_type=Path, dir_okay=False), multiple=True,
+              help="Measured steps (columns of published training tables), repeatable; the bundled ones by "
+              "default.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Calibration file to write (TOML).")
+@debug_option
+def training(files: tuple[Path, ...], out: Path, debug: bool) -> None:  # noqa: ARG001
+    """Fit the training model: one global set with shrunken deviations per accelerator, software and format.
+
+    The same rows give the same file, to the byte.
+    """
+    from tokenopt.measured.fit import to_toml
+    from tokenopt.measured.training_validate import BUNDLED_ROWS, calibrate, load, seen_names
+    from tokenopt.plugins import default_registry
+    from tokenopt.report.files import check_writable, write_atomically
+
+    check_writable(out)
+    compiled = load(files, default_registry())
+    fit, spread = calibrate(compiled)
+    scored = [row for row in compiled.rows if not row.unscored]
+    newest = max((row.date for row in scored if row.date), default="")
+    header = {
+        "name": f"training {newest}",
+        "basis": "calibrated",
+        "as_of": newest,
+        "rows": str(len(scored)),
+        "source": ", ".join(sorted({row.source for row in scored}))
+        + f" ({', '.join(file.name for file in files or (BUNDLED_ROWS,))})",
+        "releases": ", ".join(sorted({row.release for row in scored if row.release})),
+    }
+    write_atomically(out, to_toml(fit, header, seen_names(compiled), spread, "training").encode())
+    unscored = len(compiled.rows) - len(scored)
+    say(
+        f"{len(scored)} rows fitted, {unscored} left out by rules, {len(compiled.refused)} not predictable; {out} written"
+    )

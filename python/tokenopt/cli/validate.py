@@ -175,3 +175,87 @@ def regret(files: tuple[Path, ...], leave_out: str | None, output_format: str, d
             f"  {entry.percent:5.1f}%  {entry.model} on {entry.accelerator}, {entry.engine} {entry.weight_precision}, "
             f"{entry.isl:.0f}/{entry.osl:.0f} at {entry.min_interactivity:.0f} tokens/s/user"
         )
+
+
+@command.command("training")
+@click.option("--data", "files", type=click.Path(path_type=Path, dir_okay=False), multiple=True,
+              help="Measured steps (columns of published training tables), repeatable; the bundled ones by "
+              "default.")  # fmt: skip
+@click.option("--leave-out", help="Refit without each group (model on an accelerator in a format), model, accelerator, "
+              "framework or source, and score what was left out.")  # fmt: skip
+@click.option("--anchors", type=click.IntRange(0, 1), default=0, show_default=True,
+              help="Correct each prediction by so many other measured steps of the same model, accelerator, format and "
+              "source; rows without one are not scored.")  # fmt: skip
+@click.option("--search-layouts", is_flag=True, help="Ignore printed layouts: search the fastest that fits, one row a "
+              "group.")  # fmt: skip
+@click.option(
+    "--rows", "rows_out", type=click.Path(path_type=Path), help="Write measured and predicted values of every row."
+)
+@click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table", show_default=True,
+              help="Form of the answer.")  # fmt: skip
+@debug_option
+def training(
+    files: tuple[Path, ...],
+    leave_out: str | None,
+    anchors: int,
+    search_layouts: bool,
+    rows_out: Path | None,
+    output_format: str,
+    debug: bool,  # noqa: ARG001
+) -> None:
+    """Score the training model: median APE, MAPE, P90 and bias of training tokens/s per chip.
+
+    Without --leave-out the shipped calibration predicts, also rows it was fitted on.
+    """
+    from tokenopt.errors import SpecError
+    from tokenopt.measured import training_validate as validate
+    from tokenopt.measured.validate import Errors
+    from tokenopt.plugins import default_registry
+    from tokenopt.report.files import check_writable, write_atomically
+
+    if rows_out is not None:
+        check_writable(rows_out)
+    if search_layouts and leave_out:
+        raise SpecError("--search-layouts scores the shipped calibration, it does not go with --leave-out")
+    registry = default_registry()
+    compiled = validate.load(files, registry)
+    if search_layouts:
+        compiled = validate.without_layouts(compiled, registry)
+    if leave_out:
+        compiled, predictions = validate.leave_out_predictions(compiled, leave_out)
+        label = f"refitted without the {leave_out}"
+    else:
+        compiled, predictions = validate.calibrated_predictions(compiled)
+        label = "shipped calibration, layouts searched" if search_layouts else "shipped calibration"
+    if anchors:
+        predictions = validate.anchored(compiled, predictions)
+        label += ", one anchor"
+    result = validate.score(label, compiled, predictions)
+    if rows_out is not None:
+        write_atomically(rows_out, validate.rows_csv(compiled, predictions).encode())
+        say(f"rows written to {rows_out}")
+    if output_format == "json":
+        click.echo(json.dumps(validate.to_dict(result), indent=2))
+        return
+    from rich.console import Console
+
+    from tokenopt.report.tables import plain_table
+
+    columns = [("slice", "left"), ("rows", "right"), ("median / MAPE / P90 / bias %", "right")]
+
+    def line(name: str, errors: Errors) -> list[str]:
+        return [
+            name,
+            str(errors.n),
+            f"{errors.median:.1f} / {errors.mape:.1f} / {errors.p90:.1f} / {errors.bias:+.1f}" if errors.n else "-",
+        ]
+
+    lines = [line(f"all ({result.label})", result.overall)]
+    for slice_name, names in result.by.items():
+        lines += [line(f"{slice_name} {name}", errors) for name, errors in names.items()]
+    console = Console(highlight=False)
+    console.print(plain_table(columns, lines))
+    for reason, count in result.unscored.items():
+        console.print(f"{count:5d} rows predicted, not scored: {reason}")
+    for reason, count in result.refused.items():
+        console.print(f"{count:5d} rows not predicted: {reason}")

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tokenopt.measured.rows import CompiledRows, Level, level_names
 
@@ -333,7 +333,21 @@ def _global_sd(name: str) -> float:
     return OVERHEAD_SD if name in SCHEDULER or name.endswith("_overhead_s") else GLOBAL_SD
 
 
-def to_toml(fit: Fit, header: Mapping[str, str], seen: Mapping[str, Sequence[str]], spread: Mapping[str, float]) -> str:
+class FittedSet(Protocol):
+    """What a fit hands to its file."""
+
+    base: dict[str, float]
+    deviations: dict[str, dict[str, dict[str, float]]]
+    uncertainty: dict[str, float]
+
+
+def to_toml(
+    fit: FittedSet,
+    header: Mapping[str, str],
+    seen: Mapping[str, Sequence[str]],
+    spread: Mapping[str, float],
+    command: str = "serving",
+) -> str:
     """The calibration file: sorted, rounded to six digits, so that a refit gives the same text.
 
     Args:
@@ -341,6 +355,7 @@ def to_toml(fit: Fit, header: Mapping[str, str], seen: Mapping[str, Sequence[str
         header: Name, basis, date and source.
         seen: Names with rows behind them, by level.
         spread: Log standard deviation of measured over predicted time, by novelty.
+        command: Which `tokenopt calibrate` command writes it.
 
     Returns:
         TOML text.
@@ -349,7 +364,7 @@ def to_toml(fit: Fit, header: Mapping[str, str], seen: Mapping[str, Sequence[str
     def quoted(text: str) -> str:
         return json.dumps(text, ensure_ascii=False)
 
-    lines = ["# Written by `tokenopt calibrate serving`; do not edit.", "", "[calibration]"]
+    lines = [f"# Written by `tokenopt calibrate {command}`; do not edit.", "", "[calibration]"]
     lines += [f"{name} = {quoted(value)}" for name, value in header.items()]
     lines += ["", "# Value of every parameter where nothing deviates.", "[global]"]
     lines += [f"{name} = {value:.6g}" for name, value in fit.base.items()]

@@ -212,8 +212,12 @@ def _whole(entry: Mapping[str, str], name: str) -> int | None:
 
 
 def parse_row(entry: Mapping[str, str], prints_chunks: bool = False) -> TrainingRow | str:
-    """One row, or the reason why it cannot be predicted; `prints_chunks`: its source prints interleaving where there is
-    any."""
+    """One row, or the reason why it cannot be predicted.
+
+    Args:
+        entry: The row as text.
+        prints_chunks: Whether its source prints interleaving where there is any.
+    """
     task = (entry.get("task") or "pretrain").lower()
     if task not in TASKS:
         return f"{task}: a step of several stages, `tokenopt posttrain` times each"
@@ -435,8 +439,11 @@ def _rate(entry: Mapping[str, str], seq_len: float, chips: int) -> float | None:
 
 
 def _counts_full_attention(entry: Mapping[str, str], stack: str, notes: str) -> bool:
-    """FLOP convention of a source: the whole square of attention (papers, NeMo, DGX Cloud, MosaicML, torchtitan, MaxText
-    before July 2025) or causal pairs once (Megatron-Bridge, later MaxText, DeepSpeed)."""
+    """Whether a source's FLOP convention counts the whole square of attention.
+
+    Papers, NeMo, DGX Cloud, MosaicML, torchtitan and MaxText before July 2025 do; Megatron-Bridge, later MaxText and
+    DeepSpeed count causal pairs once.
+    """
     if "causal attention" in notes.replace("non-causal attention", ""):
         return False
     framework = (entry.get("framework") or "").lower()

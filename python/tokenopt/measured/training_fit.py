@@ -230,6 +230,26 @@ class TrainingCalibrator:
             high[index] = min(widest, math.log(self._high[column] / prior))
         return low, high
 
+    def result(self, exponents: NDArray[np.float64]) -> TrainingFit:
+        """The fitted values by name; deviations of what has no scored row are left out."""
+        import numpy as np
+
+        base = dict(zip(self.names, map(float, self._prior), strict=True))
+        covariance = np.linalg.pinv(self._curvature)
+        uncertainty = {}
+        for index, name in enumerate(self._free):
+            column = self.names.index(name)
+            value = self._prior[column] * math.exp(exponents[index])
+            base[name] = float(min(max(value, self._low[column]), self._high[column]))
+            uncertainty[name] = float(math.sqrt(max(covariance[index, index], 0.0)))
+        scored_levels = {self.rows.level_of[index] for index in np.flatnonzero(self.is_scored)}
+        deviations: dict[str, dict[str, dict[str, float]]] = {}
+        for index, item in enumerate(self._deviations):
+            if scored_levels & set(self._columns[index]):
+                factor = float(math.exp(exponents[len(self._free) + index]))
+                deviations.setdefault(item.level, {}).setdefault(item.name, {})[item.parameter] = factor
+        return TrainingFit(base, deviations, uncertainty)
+
     def leave_out(self, keys: Sequence[object], start: NDArray[np.float64]) -> NDArray[np.float64]:
         """Predictions of each row by a fit that never saw the rows with its key."""
         import numpy as np
@@ -247,8 +267,9 @@ class TrainingCalibrator:
 
 
 def measured_rates(rows: CompiledTraining, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Measured tokens/s per chip of every row, from the printed rate, else from printed FLOP/s or utilisation by the
-    source's own convention; NaN where none follows.
+    """Measured tokens/s per chip of every row; NaN where none follows from what is printed.
+
+    Printed FLOP/s or utilisation are converted by the source's own convention.
 
     Args:
         rows: Rows.

@@ -125,8 +125,11 @@ def compile_training(
 
 
 def _for_model(layout: Mapping[str, Any] | None, architecture: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A layout with what depends on the model: half of its layers recomputed; expert parallelism 1 without experts, and
-    where only the framework says that experts are spread (-1), over as many ranks as divide both."""
+    """A layout with what depends on the model.
+
+    Half of its layers recomputed; expert parallelism 1 without experts, and where only the framework says that experts are
+    spread (-1), over as many ranks as divide both.
+    """
     if layout is None:
         return None
     import math

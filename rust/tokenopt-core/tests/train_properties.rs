@@ -15,7 +15,8 @@ use tokenopt_core::training::search::problem::{
 use tokenopt_core::training::search::space::{FrameSpace, SplitSpace};
 use tokenopt_core::training::search::{search, TrainAnswer};
 use tokenopt_core::training::{
-    AttentionKernel, OptimizerState, Recipe, TrainingFormat, TrainingJob, TrainingParameters,
+    AttentionKernel, GradientFormat, OptimizerState, Recipe, TrainingFormat, TrainingJob,
+    TrainingParameters,
 };
 
 fn mixture() -> ModelSpec {
@@ -56,6 +57,8 @@ fn problem(model: ModelSpec, global_batch: f64, max_chips: u32) -> TrainProblem 
             capacity_factor: None,
             attention: AttentionKernel::Flash,
             optimizer: OptimizerState::Adam32,
+            gradients: GradientFormat::Fp32,
+            is_eager: false,
         },
         batch_tolerance: 0.0,
         run: RunSpec {

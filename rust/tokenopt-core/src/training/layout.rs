@@ -208,6 +208,16 @@ impl TrainingLayout {
         }
     }
 
+    /// Ranks over which gradients are spread while a step runs; a pipeline adds them up before it spreads them.
+    #[must_use]
+    pub fn gradient_ranks(&self) -> u32 {
+        if self.pp > 1 {
+            1
+        } else {
+            self.sharding.gradient_ranks(self.replicas())
+        }
+    }
+
     /// Micro-batches of a step through each pipeline; not whole when the batch does not divide.
     #[must_use]
     pub fn microbatches(&self, job: &TrainingJob) -> f64 {

@@ -52,14 +52,13 @@ impl TrainingMemory {
         };
         let pp = f64::from(layout.pp);
         let share = imbalance(cost.layers, layout.pp, layout.vpp) / pp;
-        let replicas = layout.replicas();
         let (dense, experts) = stage_parameters(cost, layout, share);
         let weight_ranks = f64::from(layout.weight_ranks());
         let expert_replicas = f64::from(layout.expert_replicas());
         let adapters = cost.shard.adapter_parameters * share;
         let held = dense / weight_ranks + experts / weight_ranks.min(expert_replicas) + adapters;
         let is_sharded = layout.weight_ranks() > 1;
-        let gradient_ranks = f64::from(layout.sharding.gradient_ranks(replicas));
+        let gradient_ranks = f64::from(layout.gradient_ranks());
         let gradient_bytes = if job.recipe.is_frozen() {
             4.0 * adapters
         } else {

@@ -1,16 +1,17 @@
 //! One micro-batch through the whole model on one chip's share: the expensive part of a step, worked out once for all
 //! pipelines, data-parallel degrees and recomputation modes.
 
+use super::kept::Kept;
 use super::layer::{dense_ffn, mixer_products, mixer_widths, Product};
 use super::layout::{ContextExchange, TrainingLayout};
 use super::parameters::TrainingParameters;
-use super::{AttentionKernel, Recipe, TrainingFormat, TrainingJob};
+use super::rates::{exposed_s, product_times, Rates};
+use super::routed::ExpertLayer;
+use super::{AttentionKernel, Recipe, TrainingJob};
 use crate::accelerator::Accelerator;
 use crate::count::GroupParameters;
 use crate::model::{Ffn, LayerGroup, Mixer, ModelSpec};
 use crate::ops::attention::{replicated_projection_parameters, Lengths, MixerWork};
-use crate::ops::collective::Fabric;
-use crate::ops::roofline;
 
 /// What of a layout a micro-batch's time depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -159,166 +160,10 @@ pub struct MicrobatchCost {
     pub layers: u32,
 }
 
-/// Achieved rates of one chip for one job.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rates {
-    /// Products in the job's format, FLOP/s at large sizes.
-    pub product_flops: f64,
-    /// Dimension at which such a product loses half its rate.
-    pub half_rate: f64,
-    /// Products in 16 bits, FLOP/s at large sizes.
-    pub wide_flops: f64,
-    /// Dimension at which a 16-bit product loses half its rate.
-    pub wide_half_rate: f64,
-    /// Attention core, FLOP/s at heads of 128.
-    pub attention_flops: f64,
-    /// Memory, bytes/s.
-    pub memory_bytes_per_s: f64,
-    /// Fabric inside and outside the scale-up domain.
-    pub fabric: Fabric,
-    /// Network alone, bytes/s.
-    pub network_bytes_per_s: f64,
-    /// Chips of a scale-up domain.
-    pub domain_chips: f64,
-}
-
-/// Power per peak 16-bit FLOP/s at which `gemm_efficiency` is defined, W per 10^12 FLOP/s: 700 W over 989e12.
-const REFERENCE_W_PER_TFLOPS: f64 = 0.7;
-/// Beyond this the clock is no longer held by power.
-const AMPLE_W_PER_TFLOPS: f64 = 0.75;
-/// FLOP per byte of the chip on which `half_rate_elements` is defined.
-const REFERENCE_FLOPS_PER_BYTE: f64 = 989e12 / 3.35e12;
-
-impl Rates {
-    /// Rates of `accelerator` for `job`.
-    ///
-    /// Source: the sustained clock of a GPU under matrix products follows its power per peak FLOP/s; dimension-wise
-    /// saturation scales with the FLOP per byte that a tile must earn.
-    #[must_use]
-    pub fn new(
-        accelerator: &Accelerator,
-        parameters: &TrainingParameters,
-        job: &TrainingJob,
-    ) -> Self {
-        let bf16 = accelerator.peak_flops.bf16;
-        let clock = accelerator.clock_power_w.map_or(1.0, |power_w| {
-            let ratio = (power_w / (bf16 / 1e12)).min(AMPLE_W_PER_TFLOPS) / REFERENCE_W_PER_TFLOPS;
-            ratio.powf(parameters.power_exponent)
-        }) * parameters.chip_factor;
-        let peak = job.format.peak_flops(&accelerator.peak_flops);
-        let half_rate = |flops: f64| {
-            let ratio = flops / accelerator.hbm_bytes_per_s / REFERENCE_FLOPS_PER_BYTE;
-            parameters.half_rate_elements * ratio.powf(parameters.half_rate_growth)
-        };
-        let scaling = if job.format == TrainingFormat::Fp8Rowwise {
-            parameters.rowwise_factor
-        } else {
-            1.0
-        };
-        let has_newer_units = accelerator.peak_flops.fp8.is_some();
-        let generation = if job.attention == AttentionKernel::Flash2 && has_newer_units {
-            parameters.older_kernel_factor
-        } else {
-            1.0
-        };
-        let network_bytes_per_s =
-            (accelerator.scale_out_bytes_per_s * parameters.network_efficiency).max(1.0);
-        Self {
-            product_flops: peak * parameters.gemm_efficiency * clock * scaling,
-            half_rate: half_rate(peak),
-            wide_flops: bf16 * parameters.gemm_efficiency * clock,
-            wide_half_rate: half_rate(bf16),
-            attention_flops: bf16 * parameters.attention_efficiency * clock * generation,
-            memory_bytes_per_s: accelerator.hbm_bytes_per_s * parameters.bandwidth_efficiency,
-            fabric: Fabric::with_rates(
-                accelerator,
-                accelerator.scale_up.bytes_per_s * parameters.link_efficiency,
-                0.0,
-                network_bytes_per_s,
-                parameters.network_latency_s,
-            ),
-            network_bytes_per_s,
-            domain_chips: f64::from(accelerator.scale_up.domain_chips),
-        }
-    }
-
-    /// Seconds in which every chip of a group of `size` gathers (or reduces and scatters) a buffer of `bytes`, members
-    /// `stride` chips apart.
-    ///
-    /// Source: `(n - 1) / n` of the buffer crosses each chip's links; where the group leaves the scale-up domain, the
-    /// part that comes from outside is shared by the members inside, each with its own network interface.
-    #[inline(always)]
-    #[must_use]
-    pub fn gather_s(&self, size: f64, stride: f64, bytes: f64, latency_s: f64) -> f64 {
-        if size <= 1.0 {
-            return 0.0;
-        }
-        let inside = (self.domain_chips / stride).floor().clamp(1.0, size);
-        let mut seconds = 0.0;
-        if inside > 1.0 {
-            seconds +=
-                (inside - 1.0) / inside * bytes / self.fabric.group_bytes_per_s(inside * stride);
-        }
-        if inside < size {
-            let domains = size / inside;
-            seconds += (domains - 1.0) / domains * bytes / inside / self.network_bytes_per_s
-                + latency_s * domains.log2();
-        }
-        seconds
-    }
-}
-
-/// A product's times, s.
-struct ProductTimes {
-    forward_s: f64,
-    data_gradient_s: f64,
-    weight_gradient_s: f64,
-}
-
-/// Roofline of `rows` rows through `product`.
-///
-/// Source: `2 M N K` FLOP against the operands once each; every dimension saturates as `1 + d / size` (tiles, waves,
-/// prologue). The weight gradient accumulates in FP32: a read and a write of 4 bytes.
-#[inline(always)]
-fn product_times(
-    rows: f64,
-    product: Product,
-    flops: f64,
-    half_rate: f64,
-    operand_bytes: f64,
-    memory_bytes_per_s: f64,
-) -> ProductTimes {
-    const WIDE_BYTES: f64 = 2.0;
-    const ACCUMULATION_BYTES: f64 = 8.0;
-    let Product { k, n } = product;
-    let saturation = (1.0 + half_rate / rows) * (1.0 + half_rate / k) * (1.0 + half_rate / n);
-    let compute_s = 2.0 * rows * k * n * saturation / flops;
-    let weight_bytes = k * n * operand_bytes;
-    let forward_bytes = rows * k * operand_bytes + weight_bytes + rows * n * WIDE_BYTES;
-    let data_bytes = rows * n * operand_bytes + weight_bytes + rows * k * WIDE_BYTES;
-    let gradient_bytes = rows * (k + n) * operand_bytes + k * n * ACCUMULATION_BYTES;
-    ProductTimes {
-        forward_s: roofline(forward_bytes / memory_bytes_per_s, compute_s),
-        data_gradient_s: roofline(data_bytes / memory_bytes_per_s, compute_s),
-        weight_gradient_s: roofline(gradient_bytes / memory_bytes_per_s, compute_s),
-    }
-}
-
-/// Traffic of which a share `exposed` is never hidden and the rest hides behind `hiding_s` of other work.
-///
-/// Assumes: `comm (x + (1 - x) comm / (comm + work))`: long products hide all but `x`, short ones nothing.
-#[inline(always)]
-fn exposed_s(traffic_s: f64, hiding_s: f64, exposed: f64) -> f64 {
-    if traffic_s <= 0.0 {
-        return 0.0;
-    }
-    traffic_s * (exposed + (1.0 - exposed) * traffic_s / (traffic_s + hiding_s))
-}
-
 /// Backward over forward of a flash attention core: five products instead of two.
 const FLASH_BACKWARD: f64 = 2.5;
 /// Bytes of 16-bit activations.
-const ACTIVATION_BYTES: f64 = 2.0;
+pub(super) const ACTIVATION_BYTES: f64 = 2.0;
 /// Reads and writes of a scan's inputs: convolution in and out, gate, chunk states, norm. An attention core streams its
 /// queries, keys and values once in and once out.
 const SCAN_STREAMS: f64 = 6.0;
@@ -642,13 +487,13 @@ fn accumulate(total: &mut PassTimes, one: &PassTimes, count: f64) {
 }
 
 /// Shapes that every layer shares.
-struct Shape {
+pub(super) struct Shape {
     /// Tokens of a micro-batch on one chip, before tensor parallelism.
-    tokens: f64,
-    hidden: f64,
-    tp: f64,
+    pub(super) tokens: f64,
+    pub(super) hidden: f64,
+    pub(super) tp: f64,
     /// Chips over which norms and residuals are split.
-    sequence_split: f64,
+    pub(super) sequence_split: f64,
 }
 
 impl Shape {
@@ -716,234 +561,5 @@ impl CoreTimes {
                 }
             }
         }
-    }
-}
-
-/// Activation bytes of one layer and micro-batch by recomputation.
-struct Kept {
-    all: f64,
-    selective: f64,
-    full: f64,
-    transient: f64,
-}
-
-impl Kept {
-    /// Source: the inputs that backward operators read (Korthikanti et al. 2022, section 4, without dropout and with
-    /// gated FFNs): norm input and output, queries, keys, values, core output, inner FFN tensors. Casts keep their
-    /// operands in the narrow format.
-    fn new(
-        group: &LayerGroup,
-        job: &TrainingJob,
-        shape: &Shape,
-        mixer: &super::layer::MixerWidths,
-        tp: f64,
-    ) -> Self {
-        let operand = job.format.operand_bytes().max(1.0);
-        let residual = shape.hidden / shape.sequence_split;
-        let (ffn_dim, matrices) = dense_ffn(&group.ffn);
-        let inner = ffn_dim / tp;
-        // A frozen product needs its input only where an adapter reads it too.
-        let ffn_input = match job.recipe {
-            Recipe::LoraAttention { .. } => 0.0,
-            _ => operand,
-        };
-        let mut all = 0.0;
-        let mut selective = 0.0;
-        if group.mixer != Mixer::None {
-            selective += ACTIVATION_BYTES * (residual + mixer.inner) + operand * mixer.out;
-            all += operand * residual;
-        }
-        if group.ffn != Ffn::None {
-            selective += ACTIVATION_BYTES * (residual + (matrices - 1.0).max(0.0) * inner);
-            all += ffn_input * (residual + inner);
-        }
-        all += selective;
-        if job.attention == AttentionKernel::Materialised {
-            all += 5.0 * mixer.heads * job.document_tokens();
-        }
-        Self {
-            all: all * shape.tokens,
-            selective: selective * shape.tokens,
-            full: ACTIVATION_BYTES * residual * shape.tokens,
-            transient: 0.0,
-        }
-    }
-
-    fn add_experts(&mut self, experts: &ExpertLayer, job: &TrainingJob, shape: &Shape) {
-        let operand = job.format.operand_bytes().max(1.0);
-        let pairs = experts.pairs;
-        let inner = experts.expert_dim;
-        let selective =
-            ACTIVATION_BYTES * (experts.matrices - 1.0) * inner + operand * shape.hidden;
-        self.selective += pairs * selective;
-        self.all += pairs * (selective + operand * inner + ACTIVATION_BYTES * shape.hidden);
-        // Buffers of dispatch and combine.
-        self.transient += 2.0 * ACTIVATION_BYTES * pairs * shape.hidden;
-    }
-}
-
-/// Routed experts of one layer on one chip.
-struct ExpertLayer {
-    local_experts: f64,
-    rows: f64,
-    /// Token-expert pairs that the chip computes.
-    pairs: f64,
-    /// Token-expert pairs that leave the chip.
-    sent_pairs: f64,
-    top_k: f64,
-    width: f64,
-    expert_dim: f64,
-    matrices: f64,
-}
-
-impl ExpertLayer {
-    /// Source: `T k ep etp / (E tp)` rows an expert on average; the busiest rank has `expert_imbalance` more, with
-    /// token dropping the capacity.
-    fn new(
-        ffn: &Ffn,
-        job: &TrainingJob,
-        parameters: &TrainingParameters,
-        split: &Split,
-        shape: &Shape,
-    ) -> Option<Self> {
-        let Ffn::Moe {
-            experts,
-            top_k,
-            expert_dim,
-            matrices,
-            latent_dim,
-            ..
-        } = *ffn
-        else {
-            return None;
-        };
-        let ranks = f64::from(split.ep);
-        let local_experts = f64::from(experts) / ranks;
-        let etp = f64::from(split.etp);
-        let own_tokens = shape.tokens / shape.tp;
-        let mean = own_tokens * f64::from(top_k) * ranks * etp / f64::from(experts);
-        let excess = match job.capacity_factor {
-            Some(factor) => factor.max(1.0),
-            None => 1.0 + parameters.expert_imbalance * (1.0 - 1.0 / ranks),
-        };
-        let rows = mean * excess;
-        Some(Self {
-            local_experts,
-            rows,
-            pairs: rows * local_experts,
-            sent_pairs: own_tokens * f64::from(top_k),
-            top_k: f64::from(top_k),
-            width: if latent_dim > 0 {
-                f64::from(latent_dim)
-            } else {
-                shape.hidden
-            },
-            expert_dim: f64::from(expert_dim) / etp,
-            matrices: f64::from(matrices),
-        })
-    }
-
-    fn parameters_on_chip(&self) -> f64 {
-        self.local_experts * self.matrices * self.width * self.expert_dim
-    }
-
-    /// Weight-gradient seconds, forward and backward times of the routed part.
-    fn times(
-        &self,
-        job: &TrainingJob,
-        rates: &Rates,
-        parameters: &TrainingParameters,
-        split: &Split,
-        shape: &Shape,
-    ) -> (f64, PassTimes, PassTimes) {
-        let faster = 1.0 / parameters.moe_software_factor;
-        let mut forward = PassTimes::default();
-        let mut backward = PassTimes::default();
-        let mut weight_gradient_s = 0.0;
-        let mut widths = 0.0;
-        for product in [
-            Product {
-                k: self.width,
-                n: (self.matrices - 1.0) * self.expert_dim,
-            },
-            Product {
-                k: self.expert_dim,
-                n: self.width,
-            },
-        ] {
-            let times = product_times(
-                self.rows,
-                product,
-                rates.product_flops * parameters.expert_gemm_factor,
-                rates.half_rate,
-                job.format.operand_bytes(),
-                rates.memory_bytes_per_s,
-            );
-            let gradient_s = if job.recipe.is_frozen() {
-                0.0
-            } else {
-                times.weight_gradient_s
-            };
-            forward.experts_s += self.local_experts * times.forward_s * faster;
-            backward.experts_s +=
-                self.local_experts * (times.data_gradient_s + gradient_s) * faster;
-            weight_gradient_s += self.local_experts * gradient_s * faster;
-            widths += product.k + product.n;
-        }
-        // Permutation there and back, and the activation between the products.
-        let streamed = 4.0 * shape.hidden + 3.0 * self.expert_dim;
-        let pass_s = ACTIVATION_BYTES * self.pairs * streamed * parameters.permute_factor
-            / rates.memory_bytes_per_s
-            * faster;
-        forward.elementwise_s = pass_s;
-        backward.elementwise_s = 2.0 * pass_s;
-        if job.format.is_cast() {
-            const CAST_BYTES: f64 = 4.0 / 3.0;
-            let cast_s = CAST_BYTES
-                * job.format.cast_weight()
-                * parameters.cast_factor
-                * self.pairs
-                * widths
-                / rates.memory_bytes_per_s
-                * faster;
-            forward.cast_s = cast_s;
-            backward.cast_s = 2.0 * cast_s;
-        }
-        let overhead_s = (parameters.moe_layer_overhead_s
-            + parameters.expert_overhead_s * self.local_experts)
-            * faster;
-        forward.overhead_s = overhead_s / 3.0;
-        backward.overhead_s = overhead_s * 2.0 / 3.0;
-        let exchange_s = self.exchange_s(rates, split) * parameters.expert_exposed * faster;
-        forward.expert_exchange_s = exchange_s;
-        backward.expert_exchange_s = exchange_s;
-        (weight_gradient_s, forward, backward)
-    }
-
-    /// Dispatch and combine of one pass, s.
-    ///
-    /// Source: a token reaches each of the `n (1 - (1 - 1/n)^k)` domains that hold one of its experts once over the
-    /// network, and each expert once over the scale-up fabric.
-    /// Assumes: routing is not limited to groups of nodes.
-    fn exchange_s(&self, rates: &Rates, split: &Split) -> f64 {
-        let chips = f64::from(split.ep) * f64::from(split.etp);
-        if chips <= 1.0 {
-            return 0.0;
-        }
-        let tokens = self.sent_pairs / self.top_k;
-        let token_bytes = ACTIVATION_BYTES * self.width;
-        let inside = chips.min(rates.domain_chips);
-        let copies = self.top_k * f64::from(split.etp);
-        let local_s = tokens * token_bytes * copies * (chips - 1.0)
-            / chips
-            / rates.fabric.group_bytes_per_s(inside.max(2.0));
-        let domains = (chips / rates.domain_chips).ceil();
-        let remote_s = if domains > 1.0 {
-            let reached = domains * (1.0 - (1.0 - 1.0 / domains).powf(self.top_k));
-            tokens * token_bytes * reached * (domains - 1.0) / domains / rates.network_bytes_per_s
-        } else {
-            0.0
-        };
-        2.0 * (local_s + remote_s)
     }
 }

@@ -5,6 +5,7 @@
 //! [`TrainingMemory`] add pipeline, data parallelism, sharding, schedule and recomputation with straight-line
 //! arithmetic, so that a search works a micro-batch out once and then goes through everything else cheaply.
 
+mod kept;
 pub mod layer;
 pub mod layout;
 pub mod memory;
@@ -12,6 +13,8 @@ pub mod microbatch;
 pub mod parameters;
 pub mod pipeline;
 pub mod predict;
+pub mod rates;
+mod routed;
 pub mod run;
 pub mod search;
 pub mod step;
@@ -21,6 +24,7 @@ pub use layout::{ContextExchange, Recompute, Schedule, Sharding, TrainingLayout}
 pub use memory::TrainingMemory;
 pub use microbatch::{MicrobatchCost, Split};
 pub use parameters::{TrainingParameters, TRAINING_PARAMETERS};
+pub use rates::Rates;
 pub use step::{StepParts, TrainingStep};
 pub use work::TrainingWork;
 

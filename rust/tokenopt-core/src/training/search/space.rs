@@ -410,12 +410,14 @@ impl FrameSpace {
         })
     }
 
-    /// A frame with every sharding that goes with it; gradients are not sharded under a pipeline, which keeps them
-    /// whole from the first micro-batch to the last.
+    /// A frame with every sharding that goes with it; a pipeline keeps weights and gradients whole from the first
+    /// micro-batch to the last, so that sharding them comes to sharding the optimizer state.
     pub fn shardings(&self, frame: Frame) -> impl Iterator<Item = Frame> + '_ {
         self.sharding
             .iter()
-            .filter(move |sharding| **sharding != Sharding::Zero2 || frame.pp == 1)
+            .filter(move |sharding| {
+                frame.pp == 1 || matches!(sharding, Sharding::Zero0 | Sharding::Zero1)
+            })
             .map(move |sharding| Frame {
                 sharding: *sharding,
                 ..frame
