@@ -232,6 +232,8 @@ fn job_of(problem: &PosttrainProblem, stack: &TrainStack) -> TrainingJob {
         capacity_factor: None,
         attention: crate::training::AttentionKernel::default(),
         optimizer: crate::training::OptimizerState::default(),
+        gradients: crate::training::GradientFormat::default(),
+        is_eager: false,
     }
 }
 
