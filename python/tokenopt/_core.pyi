@@ -78,7 +78,7 @@ class TrainingRows:
         """Layout of every row as JSON; null where none was printed or found."""
 
     def predict(self, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Rows x (step_s, tokens_per_s_per_chip, causal_flops, full_flops, peak_flops, memory_ratio)."""
+        """Rows x (step_s, tokens_per_s_per_chip, printed rate, flops_per_s, utilisation, memory_ratio)."""
 
     def parts(self, index: int, parameters: NDArray[np.float64]) -> str:
         """Parts of the step of one row, seconds by name, as JSON; null without a layout."""

@@ -86,10 +86,11 @@ class TrainingRow:
         seq_len, global_batch: Tokens of a sequence, sequences of a step.
         layout: Layout in the core's shape, None where none is printed.
         is_recompute_open, is_expert_split_open, is_interleave_open: Whether the source leaves that open.
+        batch_is_printed: Whether `global_batch` is, so that a rate follows from the step time.
         job: Further fields of the core's job.
         chip: What this part has unlike the catalogue's (field of the core's accelerator to value).
-        tokens_per_s_per_chip: Measured rate; None where none follows from what is printed.
-        step_time_s, mfu, tflops, time_to_train_min, gpu_hours, total_tokens: As printed, None where not.
+        tokens_per_s_per_chip, step_time_s, mfu, tflops, time_to_train_min, gpu_hours, total_tokens: As printed, None
+            where not.
         counts_full_attention: Whether its FLOP convention counts the whole square of attention.
         mfu_peak_format: Format whose peak the printed utilisation refers to.
         unscored: Why the row is left out of calibration and scores; empty = it is in.
@@ -112,6 +113,7 @@ class TrainingRow:
     is_recompute_open: bool
     is_expert_split_open: bool
     is_interleave_open: bool
+    batch_is_printed: bool
     job: Mapping[str, Any]
     chip: Mapping[str, Any]
     tokens_per_s_per_chip: float | None
@@ -291,10 +293,11 @@ def parse_row(entry: Mapping[str, str], prints_chunks: bool = False) -> Training
         layout=layout,
         is_recompute_open=not (entry.get("recompute") or "").strip(),
         is_expert_split_open=True,
+        batch_is_printed=bool(_number(entry, "global_batch")),
         is_interleave_open=stack == "megatron" and not prints_chunks and not _number(entry, "vpp"),
         job=job,
         chip=_chip(notes),
-        tokens_per_s_per_chip=_rate(entry, seq_len, chips),
+        tokens_per_s_per_chip=_number(entry, "tokens_per_s_per_gpu"),
         step_time_s=_number(entry, "step_time_s"),
         mfu=_number(entry, "mfu"),
         tflops=_number(entry, "tflops_per_gpu"),
@@ -428,14 +431,6 @@ def _chunks(entry: Mapping[str, str], pp: int, notes: str) -> int:
         return vpp if pp > 1 else 1
     # "interleaved" without a number: two chunks a stage, the least that is one.
     return 2 if "interleaved" in notes and pp > 1 else 1
-
-
-def _rate(entry: Mapping[str, str], seq_len: float, chips: int) -> float | None:
-    printed = _number(entry, "tokens_per_s_per_gpu")
-    if printed:
-        return printed
-    step_s, batch = _number(entry, "step_time_s"), _number(entry, "global_batch")
-    return batch * seq_len / step_s / chips if step_s and batch else None
 
 
 def _counts_full_attention(entry: Mapping[str, str], stack: str, notes: str) -> bool:

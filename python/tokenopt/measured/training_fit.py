@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GLOBAL_SD = {
-    "gemm_efficiency": 0.15,
+    "gemm_efficiency": 0.10,
     "rowwise_factor": 0.2,
     "half_rate_elements": 0.4,
     "half_rate_growth": 0.3,
@@ -46,6 +46,8 @@ GLOBAL_SD = {
     "expert_overhead_s": 0.4,
     "step_overhead_s": 0.5,
     "head_stage_share": 0.3,
+    # The mean of all stacks, from which each deviates.
+    "software_factor": 0.3,
 }
 """Log standard deviation of each fitted parameter's prior; what is not named keeps its prior."""
 
@@ -137,7 +139,7 @@ class TrainingCalibrator:
         ]
         self.rows = rows.resolved(self.parameter_sets(np.zeros(len(self._sd))))
         predicted = self.rows.predict(self.parameter_sets(np.zeros(len(self._sd))))
-        self.measured = measured_rates(self.rows, predicted)
+        self.measured = predicted[:, 2]
         self.is_scored = np.array([not row.unscored for row in self.rows.rows]) & np.isfinite(self.measured)
         self.is_scored &= np.isfinite(predicted[:, 1])
 
@@ -264,26 +266,3 @@ class TrainingCalibrator:
                 exponents = start
             predictions[is_held_out] = self.predict(exponents)[is_held_out]
         return predictions
-
-
-def measured_rates(rows: CompiledTraining, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Measured tokens/s per chip of every row; NaN where none follows from what is printed.
-
-    Printed FLOP/s or utilisation are converted by the source's own convention.
-
-    Args:
-        rows: Rows.
-        predicted: Any prediction of them: FLOP per token and peaks do not depend on parameters.
-    """
-    import numpy as np
-
-    rates = np.full(len(rows.rows), np.nan)
-    for index, row in enumerate(rows.rows):
-        flops_per_token = predicted[index, 3 if row.counts_full_attention else 2]
-        if row.tokens_per_s_per_chip:
-            rates[index] = row.tokens_per_s_per_chip
-        elif row.tflops:
-            rates[index] = row.tflops * 1e12 / flops_per_token
-        elif row.mfu:
-            rates[index] = row.mfu * predicted[index, 4] / flops_per_token
-    return rates

@@ -12,6 +12,7 @@ from tokenopt.errors import SpecError
 from tokenopt.measured.training_data import TrainingRow
 from tokenopt.plugins import PluginRegistry
 from tokenopt.problem import DEFAULT_PUE, core_accelerator
+from tokenopt.units import TERA
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +61,7 @@ class CompiledTraining:
         return layouts
 
     def predict(self, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Rows x (step_s, tokens_per_s_per_chip, causal_flops, full_flops, peak_flops, memory_ratio)."""
+        """Rows x (step_s, tokens_per_s_per_chip, printed rate, flops_per_s, utilisation, memory_ratio)."""
         predicted: NDArray[np.float64] = self.core.predict(parameters)
         return predicted
 
@@ -112,6 +113,14 @@ def compile_training(
                 "job": {"seq_len": row.seq_len, "global_batch": row.global_batch, "format": row.format, **row.job},
                 "chips": row.chips,
                 "layout": layout,
+                "printed": {
+                    "tokens_per_s_per_chip": row.tokens_per_s_per_chip,
+                    "step_s": row.step_time_s if row.batch_is_printed else None,
+                    "flops_per_s": row.tflops and row.tflops * TERA,
+                    "utilisation": row.mfu,
+                    "counts_full_attention": row.counts_full_attention,
+                    "peak_format": row.mfu_peak_format,
+                },
                 "is_recompute_open": row.is_recompute_open,
                 "is_expert_split_open": routes and row.is_expert_split_open,
                 "is_interleave_open": row.is_interleave_open,

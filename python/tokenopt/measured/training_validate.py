@@ -18,10 +18,11 @@ from tokenopt.catalog.training_calibration import (
 )
 from tokenopt.errors import SpecError
 from tokenopt.measured.training_data import TrainingRow, clean, read_training_rows
-from tokenopt.measured.training_fit import TrainingCalibrator, TrainingFit, TrainingStructure, measured_rates
+from tokenopt.measured.training_fit import TrainingCalibrator, TrainingFit, TrainingStructure
 from tokenopt.measured.training_rows import CompiledTraining, compile_training
 from tokenopt.measured.validate import Errors
 from tokenopt.plugins import PluginRegistry
+from tokenopt.units import SECONDS_PER_HOUR, TERA
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,7 +172,7 @@ def anchored(compiled: CompiledTraining, predictions: NDArray[np.float64]) -> ND
     """
     import numpy as np
 
-    measured = measured_rates(compiled, predictions)
+    measured = predictions[:, 2]
     corrected = predictions.copy()
     corrected[:, :2] = np.nan
     usable = [index for index, row in enumerate(compiled.rows) if not row.unscored and math.isfinite(measured[index])]
@@ -207,14 +208,14 @@ def run_rates(compiled: CompiledTraining) -> NDArray[np.float64]:
 def _run_chip_seconds(row: TrainingRow) -> float | None:
     if row.time_to_train_min:
         return row.time_to_train_min * 60.0 * row.chips
-    return row.gpu_hours * 3600.0 if row.gpu_hours else None
+    return row.gpu_hours * SECONDS_PER_HOUR if row.gpu_hours else None
 
 
 def score(label: str, compiled: CompiledTraining, predictions: NDArray[np.float64]) -> TrainingValidation:
     """Errors of predictions, overall and by slice; rows that rules keep out are counted apart."""
     import numpy as np
 
-    measured = measured_rates(compiled, predictions)
+    measured = predictions[:, 2]
     ratio = predictions[:, 1] / measured
     is_scored = np.array([not row.unscored for row in compiled.rows])
     kinds = ["moe" if routes else "dense" for routes in compiled.is_moe]
@@ -281,10 +282,10 @@ def rows_csv(compiled: CompiledTraining, predictions: NDArray[np.float64]) -> st
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
     writer.writeheader()
-    measured = measured_rates(compiled, predictions)
+    measured = predictions[:, 2]
     layouts = compiled.layouts()
     for index, row in enumerate(compiled.rows):
-        step_s, rate, causal, full, peak, _ = predictions[index]
+        step_s, rate, _, flops_per_s, utilisation, _ = predictions[index]
         printed = {
             "id": row.id,
             "tokens_per_s_per_chip": _text(measured[index]),
@@ -299,19 +300,18 @@ def rows_csv(compiled: CompiledTraining, predictions: NDArray[np.float64]) -> st
         if not math.isfinite(rate):
             writer.writerow({**printed, "reason": "no layout fits the memory"})
             continue
-        flops_per_s = rate * (full if row.counts_full_attention else causal)
         run_s = row.total_tokens / rate if row.total_tokens else None
         writer.writerow(
             {
                 **printed,
                 "pred_tokens_per_s_per_chip": _text(rate),
                 "pred_step_time_s": _text(step_s),
-                "pred_mfu": _text(flops_per_s / peak),
-                "pred_tflops_per_chip": _text(flops_per_s / 1e12),
+                "pred_mfu": _text(utilisation),
+                "pred_tflops_per_chip": _text(flops_per_s / TERA),
                 "pred_time_to_train_min": _text(
                     run_s / row.chips / 60.0 * (1.0 + RUN_EVALUATION_SHARE) + RUN_START_MIN if run_s else None
                 ),
-                "pred_gpu_hours": _text(run_s / 3600.0 if run_s else None),
+                "pred_gpu_hours": _text(run_s / SECONDS_PER_HOUR if run_s else None),
                 "layout": json.dumps(layouts[index]),
             }
         )

@@ -80,7 +80,8 @@ impl TrainingRows {
     }
 
     /// Predicts every row on its layout: `parameters` is sets x parameters; the answer rows x (step_s,
-    /// tokens_per_s_per_chip, causal_flops, full_flops, peak_flops, memory_ratio), NaN without a layout.
+    /// tokens_per_s_per_chip, printed_tokens_per_s_per_chip, flops_per_s, utilisation, memory_ratio), NaN without a
+    /// layout.
     fn predict<'py>(
         &self,
         py: Python<'py>,
@@ -94,9 +95,9 @@ impl TrainingRows {
         for (mut line, prediction) in table.rows_mut().into_iter().zip(&predictions) {
             line[0] = prediction.step_s;
             line[1] = prediction.tokens_per_s_per_chip;
-            line[2] = prediction.causal_flops;
-            line[3] = prediction.full_flops;
-            line[4] = prediction.peak_flops;
+            line[2] = prediction.printed_tokens_per_s_per_chip;
+            line[3] = prediction.flops_per_s;
+            line[4] = prediction.utilisation;
             line[5] = prediction.memory_ratio;
         }
         Ok(table.into_pyarray(py))

@@ -47,6 +47,9 @@ pub struct TrainingRow {
     /// Layout; absent = the fastest that fits.
     #[serde(default)]
     pub layout: Option<TrainingLayout>,
+    /// What the source prints, and how it counts.
+    #[serde(default)]
+    pub printed: Printed,
     /// Whether the source leaves recomputation open: as little as fits.
     #[serde(default)]
     pub is_recompute_open: bool,
@@ -58,6 +61,39 @@ pub struct TrainingRow {
     pub is_interleave_open: bool,
 }
 
+/// Measured rate of one row as its source prints it, and the convention its FLOP are counted by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Printed {
+    /// Training tokens/s per chip.
+    pub tokens_per_s_per_chip: Option<f64>,
+    /// Step time, s.
+    pub step_s: Option<f64>,
+    /// Model FLOP/s per chip.
+    pub flops_per_s: Option<f64>,
+    /// Model FLOP utilisation, 0..1.
+    pub utilisation: Option<f64>,
+    /// Whether FLOP count the whole square of attention instead of the causal pairs.
+    pub counts_full_attention: bool,
+    /// Format whose peak the utilisation refers to; absent = the job's.
+    pub peak_format: Option<super::TrainingFormat>,
+}
+
+impl Printed {
+    /// Measured tokens/s per chip; NaN where nothing is printed that it follows from.
+    ///
+    /// Args: `chip_tokens` tokens of a step per chip; `flops_per_token` and `peak_flops` (FLOP/s) by the convention.
+    fn rate(&self, chip_tokens: f64, flops_per_token: f64, peak_flops: f64) -> f64 {
+        self.tokens_per_s_per_chip
+            .or(self.step_s.map(|seconds| chip_tokens / seconds))
+            .or(self.flops_per_s.map(|flops| flops / flops_per_token))
+            .or(self
+                .utilisation
+                .map(|share| share * peak_flops / flops_per_token))
+            .unwrap_or(f64::NAN)
+    }
+}
+
 /// Predicted step of one row; NaN where no layout was found.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TrainingPrediction {
@@ -65,12 +101,13 @@ pub struct TrainingPrediction {
     pub step_s: f64,
     /// Training tokens/s per chip.
     pub tokens_per_s_per_chip: f64,
-    /// Model FLOP per token, causal pairs once.
-    pub causal_flops: f64,
-    /// Model FLOP per token, the whole square of attention.
-    pub full_flops: f64,
-    /// Dense peak of the job's format, FLOP/s.
-    pub peak_flops: f64,
+    /// Measured tokens/s per chip, from the printed rate or step time, else from printed FLOP/s or utilisation by the
+    /// source's convention; NaN where none is printed.
+    pub printed_tokens_per_s_per_chip: f64,
+    /// Predicted model FLOP/s per chip in the source's convention.
+    pub flops_per_s: f64,
+    /// Predicted utilisation in the source's convention.
+    pub utilisation: f64,
     /// Bytes the fullest chip needs over what it can plan with.
     pub memory_ratio: f64,
 }
@@ -79,9 +116,9 @@ impl TrainingPrediction {
     const NONE: Self = Self {
         step_s: f64::NAN,
         tokens_per_s_per_chip: f64::NAN,
-        causal_flops: f64::NAN,
-        full_flops: f64::NAN,
-        peak_flops: f64::NAN,
+        printed_tokens_per_s_per_chip: f64::NAN,
+        flops_per_s: f64::NAN,
+        utilisation: f64::NAN,
         memory_ratio: f64::NAN,
     };
 }
@@ -205,12 +242,27 @@ impl TrainingRowSet {
         let step = TrainingStep::new(&cost, accelerator, parameters, &row.job, layout);
         let memory = TrainingMemory::new(&cost, accelerator, parameters, &row.job, layout);
         let work = TrainingWork::new(model, &row.job);
+        let printed = &row.printed;
+        let flops_per_token = if printed.counts_full_attention {
+            work.full_flops()
+        } else {
+            work.causal_flops()
+        };
+        let peak_flops = printed
+            .peak_format
+            .unwrap_or(row.job.format)
+            .peak_flops(&accelerator.peak_flops);
+        let rate = step.tokens_per_s_per_chip(&row.job, layout);
         TrainingPrediction {
             step_s: step.step_s,
-            tokens_per_s_per_chip: step.tokens_per_s_per_chip(&row.job, layout),
-            causal_flops: work.causal_flops(),
-            full_flops: work.full_flops(),
-            peak_flops: row.job.format.peak_flops(&accelerator.peak_flops),
+            tokens_per_s_per_chip: rate,
+            printed_tokens_per_s_per_chip: printed.rate(
+                row.job.step_tokens() / f64::from(row.chips),
+                flops_per_token,
+                peak_flops,
+            ),
+            flops_per_s: rate * flops_per_token,
+            utilisation: rate * flops_per_token / peak_flops,
             memory_ratio: memory.total_bytes() / memory.plannable_bytes,
         }
     }
