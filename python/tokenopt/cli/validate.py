@@ -241,19 +241,22 @@ def training(
 
     from tokenopt.report.tables import plain_table
 
-    columns = [("slice", "left"), ("rows", "right"), ("median / MAPE / P90 / bias %", "right")]
+    columns = [("slice", "left")] + [(name, "right") for name in ("rows", "median %", "MAPE", "P90", "bias")]
 
     def line(name: str, errors: Errors) -> list[str]:
-        return [
-            name,
-            str(errors.n),
-            f"{errors.median:.1f} / {errors.mape:.1f} / {errors.p90:.1f} / {errors.bias:+.1f}" if errors.n else "-",
-        ]
+        cells = (
+            [f"{errors.median:.1f}", f"{errors.mape:.1f}", f"{errors.p90:.1f}", f"{errors.bias:+.1f}"]
+            if errors.n
+            else ["-"] * 4
+        )
+        short = name if len(name) <= 40 else f"{name[:39]}…"
+        return [short, str(errors.n), *cells]
 
-    lines = [line(f"all ({result.label})", result.overall)]
+    lines = [line("all", result.overall)]
     for slice_name, names in result.by.items():
         lines += [line(f"{slice_name} {name}", errors) for name, errors in names.items()]
     console = Console(highlight=False)
+    console.print(f"Training tokens/s per chip, {result.label}")
     console.print(plain_table(columns, lines))
     for reason, count in result.unscored.items():
         console.print(f"{count:5d} rows predicted, not scored: {reason}")
