@@ -195,6 +195,7 @@ impl ChipHour {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn problem(price: f64, output_tps: f64) -> PricingProblem {

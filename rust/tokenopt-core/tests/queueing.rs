@@ -13,13 +13,12 @@ use tokenopt_core::serving::steady::Operation;
 use tokenopt_core::serving::{Layout, SteadyState, StepModel};
 use tokenopt_core::simulate::{simulate, Arrivals, LengthModel, SimulationSpec};
 
-const CHUNK: u32 = 8192;
-
 #[derive(Debug)]
 struct Case {
     problem: SearchProblem,
     layout: Layout,
     batch: f64,
+    chunk_tokens: u32,
 }
 
 impl Case {
@@ -36,7 +35,7 @@ impl Case {
         let lengths = traffic.lengths(&problem.workload);
         let chip = &problem.accelerators[0];
         let step = StepModel::new(&problem.model, chip, stack, self.layout, &lengths);
-        let prefill = step.prefill(f64::from(CHUNK));
+        let prefill = step.prefill(f64::from(self.chunk_tokens));
         let osl = problem.workload.osl;
         let steady = SteadyState::new(&stack.parameters, self.layout, &prefill, osl);
         let load = LoadModel::new(
@@ -70,6 +69,7 @@ prop_compose! {
         isl in 64.0..8000.0_f64,
         osl in 32.0..2000.0_f64,
         batch in 2.0..120.0_f64,
+        chunk_tokens in prop::sample::select(vec![512_u32, 8192, 8192]),
     ) -> Case {
         let model = if is_moe { common::mixture_of_experts() } else { common::dense() };
         let mut problem = common::problem(
@@ -79,14 +79,14 @@ prop_compose! {
         problem.workload.isl = isl.round();
         problem.workload.osl = osl.round();
         problem.point = Some(PointSpec {
-            stack: 1, tp, pp: 1, ep: 1, attn_dp: 1, chunk_tokens: CHUNK, batch: 1, depth: 0,
+            stack: 1, tp, pp: 1, ep: 1, attn_dp: 1, chunk_tokens, batch: 1, depth: 0,
         });
-        Case { problem, layout: Layout { tp, pp: 1, ep: 1, attn_dp: 1 }, batch }
+        Case { problem, layout: Layout { tp, pp: 1, ep: 1, attn_dp: 1 }, batch, chunk_tokens }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(120))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     /// `docs/simulation.md` explains the tolerances.
     #[test]
@@ -112,13 +112,13 @@ proptest! {
             Ok(())
         };
         check("mean tpot", mean.tpot_s, tpot.mean, 0.20, 0.05)?;
-        check("mean ttft", mean.ttft_s, found.ttft_ms.mean, 0.25, 0.20)?;
+        check("mean ttft", mean.ttft_s, found.ttft_ms.mean, 0.35, 0.40)?;
         check("median tpot", at(0.5).tpot_s, tpot.p50, 0.20, 0.05)?;
-        check("median ttft", at(0.5).ttft_s, found.ttft_ms.p50, 0.20, 0.30)?;
+        check("median ttft", at(0.5).ttft_s, found.ttft_ms.p50, 0.30, 0.45)?;
         check("p90 tpot", at(0.9).tpot_s, tpot.p90, 0.30, 0.05)?;
-        check("p90 ttft", at(0.9).ttft_s, found.ttft_ms.p90, 0.30, 0.35)?;
+        check("p90 ttft", at(0.9).ttft_s, found.ttft_ms.p90, 0.45, 0.50)?;
         check("p99 tpot", at(0.99).tpot_s, tpot.p99, 0.40, 0.05)?;
-        check("p99 ttft", at(0.99).ttft_s, found.ttft_ms.p99, 0.40, 0.80)?;
+        check("p99 ttft", at(0.99).ttft_s, found.ttft_ms.p99, 0.55, 0.80)?;
     }
 }
 

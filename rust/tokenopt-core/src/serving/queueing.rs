@@ -100,8 +100,11 @@ impl Traffic {
 ///
 /// ```text
 /// tpot = T_d(b) + b T_m / osl          rate = b / (osl tpot)        rho = rate T_m
-/// ttft = t0 + T_1 + T_d(b) + W         W = T_1 (1 + c^2) rho / (1 - rho)
+/// ttft = t0 + T_1 + n T_d(b) + W       W = T_1 (1 + c^2) rho / (1 - rho)
 /// ```
+///
+/// `n` chunks of a prompt ride with as many steps. Where there are several, prompts also queue for places in the chunks,
+/// of which `u = n b / osl` are taken: `W` is at least `n tpot (1 + c^2) u / 2 (1 - u)`.
 ///
 /// Percentile `p`, `z` its standard normal deviate: the batch is the occupancy of a processor-sharing queue whose
 /// service slows with load, of variance `b / (1 - e)`, `e` the elasticity of `tpot` against `b`; a request sees that
@@ -122,6 +125,8 @@ pub struct LoadModel {
     /// `T_m`, waiting of other ranks included, s.
     prompt_s: f64,
     alone_s: f64,
+    /// Steps that the chunks of a prompt ride with.
+    chunks: f64,
     overhead_s: f64,
     burst_share: f64,
     /// What one more request adds to the longest wait of a burst, s.
@@ -160,6 +165,7 @@ impl LoadModel {
             prompt_s: (prefill.marginal_s - prompt_overhead_s).max(0.0)
                 * rank_waiting(parameters, layout),
             alone_s: prefill.alone_s,
+            chunks: prefill.chunks,
             overhead_s: parameters.first_token_overhead_s,
             burst_share: parameters.burst_share,
             burst_s: prefill.marginal_s * rank_waiting(parameters, layout),
@@ -203,11 +209,23 @@ impl LoadModel {
             && self.saturation(batch, step_s) > MOST_PREFILL_LOAD
     }
 
-    /// Prefill load at a batch under open arrivals.
+    /// Prefill load at a batch under open arrivals: the share of time that prompts take, or of chunks that are full where
+    /// that is nearer to its limit.
     #[must_use]
     pub fn saturation(&self, batch: f64, step_s: f64) -> f64 {
+        const MOST_CHUNKS_FULL: f64 = 0.9;
         let tpot_s = step_s / self.tokens_per_step + batch * self.prompt_s / self.osl;
         self.prefill_load(batch, tpot_s)
+            .max(self.chunk_load(batch) * MOST_PREFILL_LOAD / MOST_CHUNKS_FULL)
+    }
+
+    /// Share of the steps' chunks that arriving prompts fill, where a prompt takes several; 0 where one chunk holds it.
+    fn chunk_load(&self, batch: f64) -> f64 {
+        if self.chunks > 1.0 {
+            batch * self.tokens_per_step / self.osl * self.chunks
+        } else {
+            0.0
+        }
     }
 
     /// Mean operation when each rank and pipeline slot runs `batch` requests on average and a decode step takes `step_s`.
@@ -263,7 +281,8 @@ impl LoadModel {
 
     fn open_mean(&self, batch: f64, step_s: f64) -> Operation {
         let tpot_s = step_s / self.tokens_per_step + batch * self.prompt_s / self.osl;
-        let ttft_s = self.overhead_s + self.alone_s + step_s + self.open_wait_s(batch, tpot_s);
+        let ttft_s =
+            self.overhead_s + self.alone_s + self.chunks * step_s + self.open_wait_s(batch, tpot_s);
         let e2e_s = ttft_s + tpot_s * (self.osl - 1.0).max(0.0);
         let per_s = self.steady.batches() * batch / (self.osl * tpot_s);
         Operation {
@@ -275,10 +294,23 @@ impl LoadModel {
         }
     }
 
-    /// Mean wait of a prompt for others under open arrivals, s.
+    /// Mean wait of a prompt for others under open arrivals, s: for the time of the replica, or for a place in the chunks.
     fn open_wait_s(&self, batch: f64, tpot_s: f64) -> f64 {
         let load = self.prefill_load(batch, tpot_s).min(1.0 - 1e-9);
-        self.alone_s * self.spread() * load / (1.0 - load)
+        let chunk_load = self.chunk_load(batch).min(1.0 - 1e-9);
+        let in_chunks_s = self.chunk_decay_s(batch, tpot_s) * chunk_load;
+        (self.alone_s * self.spread() * load / (1.0 - load)).max(in_chunks_s)
+    }
+
+    /// Decay of the wait for a place in the chunks, s.
+    fn chunk_decay_s(&self, batch: f64, tpot_s: f64) -> f64 {
+        let chunk_load = self.chunk_load(batch).min(1.0 - 1e-9);
+        let service_s = if self.chunks > 1.0 {
+            self.chunks * tpot_s * self.tokens_per_step
+        } else {
+            0.0
+        };
+        0.5 * service_s * self.spread() / (1.0 - chunk_load)
     }
 
     fn open(&self, batch: f64, step_s: f64, slope_s: f64) -> Operation {
@@ -297,7 +329,8 @@ impl LoadModel {
         let ttft_more_s = match self.traffic.percentile {
             None => 0.0,
             Some(percentile) => {
-                let decay_s = 0.5 * self.prompt_s * self.spread() / (1.0 - load);
+                let decay_s = (0.5 * self.prompt_s * self.spread() / (1.0 - load))
+                    .max(self.chunk_decay_s(batch, mean.tpot_s));
                 let tail = wait_s / (decay_s * (1.0 - percentile));
                 let waits_s = decay_s * tail.max(1.0).ln();
                 combined(&[
