@@ -200,6 +200,16 @@ def test_bad_input_is_told_in_one_sentence(tokenopt: Run, tmp_path: Path) -> Non
         load_training_calibration(bad)
 
 
+def test_layouts_are_searched_within_what_the_software_offers(bundled: CompiledTraining) -> None:
+    compiled = validate.without_layouts(bundled, default_registry())
+    compiled, predictions = validate.calibrated_predictions(compiled)
+    result = validate.score("searched", compiled, predictions)
+    assert result.by["class"]["dense"].median < 10.0
+    for row, layout in zip(compiled.rows, compiled.layouts(), strict=True):
+        if row.stack == "llm-foundry" and layout:
+            assert (layout["tp"], layout["pp"], layout["cp"]) == (1, 1, 1)
+
+
 def test_an_anchor_corrects_the_level(bundled: CompiledTraining) -> None:
     compiled, predictions = validate.calibrated_predictions(bundled)
     shifted = predictions.copy()

@@ -59,6 +59,9 @@ PACKED_DOCUMENT_TOKENS = 300.0
 """Mean length of the question-and-answer documents that fine-tuning benchmarks pack, tokens: attention stops at their
 borders. SQuAD contexts with their questions."""
 
+SHARDED_ONLY_STACKS = ("llm-foundry", "deepspeed", "torchtune")
+"""Software whose published runs spread weights over all chips and split nothing else."""
+
 FLASH_2_STACKS = ("torchtitan", "llm-foundry")
 """Software whose published runs used FlashAttention-2 kernels (PyTorch SDPA, flash-attn 2) on every chip."""
 

@@ -56,6 +56,9 @@ pub struct TrainingRow {
     /// Whether the source leaves tensor parallelism inside experts open: only where they do not fit whole.
     #[serde(default)]
     pub is_expert_split_open: bool,
+    /// Whether the software spreads weights and does nothing else (no tensor, pipeline or context parallelism).
+    #[serde(default)]
+    pub is_sharded_only: bool,
     /// Whether the source leaves interleaving open: the fastest number of chunks that divides.
     #[serde(default)]
     pub is_interleave_open: bool,
@@ -190,7 +193,14 @@ impl TrainingRowSet {
                 let accelerator = &self.accelerators[row.accelerator];
                 Ok(match row.layout {
                     Some(layout) => Some(resolve_open(row, model, accelerator, parameters, layout)),
-                    None => fastest_layout(model, accelerator, parameters, &row.job, row.chips),
+                    None => fastest_layout(
+                        model,
+                        accelerator,
+                        parameters,
+                        &row.job,
+                        row.chips,
+                        row.is_sharded_only,
+                    ),
                 })
             })
             .collect()
@@ -399,7 +409,8 @@ pub fn least_recompute_of(
 /// The fastest layout of `job` on `chips` chips that fits, over divisors of the chips.
 ///
 /// Assumes: what measured recipes use: interleaving where it divides, ZeRO-1 or full sharding without a pipeline,
-/// expert groups inside the replicas, micro-batches of 1 to 8 sequences.
+/// expert groups inside the replicas, micro-batches of 1 to 8 sequences. Software that only shards (`is_sharded_only`)
+/// has no other layout.
 #[must_use]
 pub fn fastest_layout(
     model: &ModelSpec,
@@ -407,9 +418,13 @@ pub fn fastest_layout(
     parameters: &TrainingParameters,
     job: &TrainingJob,
     chips: u32,
+    is_sharded_only: bool,
 ) -> Option<TrainingLayout> {
-    const LARGEST_TP: u32 = 16;
-    const LARGEST_CP: u32 = 64;
+    let (largest_tp, largest_cp, largest_pp) = if is_sharded_only {
+        (1, 1, 1)
+    } else {
+        (16, 64, u32::MAX)
+    };
     let layers: u32 = model.layers.iter().map(|group| group.count).sum();
     let experts = model.layers.iter().find_map(|group| match group.ffn {
         Ffn::Moe { experts, .. } => Some(experts),
@@ -429,8 +444,8 @@ pub fn fastest_layout(
             best = Some((step_s, layout));
         }
     };
-    for tp in divisors(chips).filter(|&tp| tp <= LARGEST_TP) {
-        for cp in divisors(chips / tp).filter(|&cp| cp <= LARGEST_CP) {
+    for tp in divisors(chips).filter(|&tp| tp <= largest_tp) {
+        for cp in divisors(chips / tp).filter(|&cp| cp <= largest_cp) {
             for ep in expert_degrees(experts, chips) {
                 for micro_batch in [1, 2, 4, 8] {
                     let base = TrainingLayout {
@@ -447,18 +462,20 @@ pub fn fastest_layout(
                         job,
                         &Split::from(&base),
                     );
-                    for pp in divisors(chips / tp / cp).filter(|&pp| pp <= layers) {
+                    for pp in divisors(chips / tp / cp).filter(|&pp| pp <= layers.min(largest_pp)) {
                         let dp = chips / tp / cp / pp;
-                        for vpp in chunk_counts(layers, pp) {
-                            consider(
-                                TrainingLayout {
-                                    pp,
-                                    vpp,
-                                    dp,
-                                    ..base
-                                },
-                                &cost,
-                            );
+                        if !is_sharded_only || dp == 1 {
+                            for vpp in chunk_counts(layers, pp) {
+                                consider(
+                                    TrainingLayout {
+                                        pp,
+                                        vpp,
+                                        dp,
+                                        ..base
+                                    },
+                                    &cost,
+                                );
+                            }
                         }
                         if pp == 1 && dp > 1 {
                             let sharding = Sharding::Zero3;
