@@ -62,6 +62,9 @@ borders. SQuAD contexts with their questions."""
 SHARDED_ONLY_STACKS = ("llm-foundry", "deepspeed", "torchtune")
 """Software whose published runs spread weights over all chips and split nothing else."""
 
+WHOLE_WEIGHTS_STACKS = ("megatron",)
+"""Software whose published recipes keep whole weights on every data-parallel rank: all but 3 of 241 printed layouts."""
+
 FLASH_2_STACKS = ("torchtitan", "llm-foundry")
 """Software whose published runs used FlashAttention-2 kernels (PyTorch SDPA, flash-attn 2) on every chip."""
 
@@ -190,6 +193,13 @@ def _unscored(row: TrainingRow, reason: str) -> TrainingRow:
     from dataclasses import replace
 
     return replace(row, unscored=reason)
+
+
+def layout_offer(stack: str) -> str:
+    """Which layouts a search may take for a software family, in the core's words."""
+    if stack in SHARDED_ONLY_STACKS:
+        return "sharded_only"
+    return "whole_weights" if stack in WHOLE_WEIGHTS_STACKS else "any"
 
 
 def stack_of(framework: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenopt.catalog.models import is_mixture_of_experts, load_bundled_model
 from tokenopt.errors import SpecError
-from tokenopt.measured.training_data import SHARDED_ONLY_STACKS, TrainingRow
+from tokenopt.measured.training_data import TrainingRow, layout_offer
 from tokenopt.plugins import PluginRegistry
 from tokenopt.problem import DEFAULT_PUE, core_accelerator
 from tokenopt.units import TERA
@@ -121,7 +121,7 @@ def compile_training(
                     "counts_full_attention": row.counts_full_attention,
                     "peak_format": row.mfu_peak_format,
                 },
-                "is_sharded_only": row.stack in SHARDED_ONLY_STACKS,
+                "offer": layout_offer(row.stack),
                 "is_recompute_open": row.is_recompute_open,
                 "is_expert_split_open": routes and row.is_expert_split_open,
                 "is_interleave_open": row.is_interleave_open,

@@ -56,12 +56,25 @@ pub struct TrainingRow {
     /// Whether the source leaves tensor parallelism inside experts open: only where they do not fit whole.
     #[serde(default)]
     pub is_expert_split_open: bool,
-    /// Whether the software spreads weights and does nothing else (no tensor, pipeline or context parallelism).
+    /// Layouts that the software offers or its recipes use.
     #[serde(default)]
-    pub is_sharded_only: bool,
+    pub offer: LayoutOffer,
     /// Whether the source leaves interleaving open: the fastest number of chunks that divides.
     #[serde(default)]
     pub is_interleave_open: bool,
+}
+
+/// Layouts that a training software offers, or that its recipes use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayoutOffer {
+    /// All.
+    #[default]
+    Any,
+    /// Weights spread over all chips, and no tensor, pipeline or context parallelism.
+    ShardedOnly,
+    /// Whole weights on every data-parallel rank, unless nothing fits so.
+    WholeWeights,
 }
 
 /// Measured rate of one row as its source prints it, and the convention its FLOP are counted by.
@@ -199,7 +212,7 @@ impl TrainingRowSet {
                         parameters,
                         &row.job,
                         row.chips,
-                        row.is_sharded_only,
+                        row.offer,
                     ),
                 })
             })
@@ -409,8 +422,8 @@ pub fn least_recompute_of(
 /// The fastest layout of `job` on `chips` chips that fits, over divisors of the chips.
 ///
 /// Assumes: what measured recipes use: interleaving where it divides, ZeRO-1 or full sharding without a pipeline,
-/// expert groups inside the replicas, micro-batches of 1 to 8 sequences. Software that only shards (`is_sharded_only`)
-/// has no other layout.
+/// expert groups inside the replicas, micro-batches of 1 to 8 sequences. Software that only shards has no
+/// other layout.
 #[must_use]
 pub fn fastest_layout(
     model: &ModelSpec,
@@ -418,8 +431,9 @@ pub fn fastest_layout(
     parameters: &TrainingParameters,
     job: &TrainingJob,
     chips: u32,
-    is_sharded_only: bool,
+    offer: LayoutOffer,
 ) -> Option<TrainingLayout> {
+    let is_sharded_only = offer == LayoutOffer::ShardedOnly;
     let (largest_tp, largest_cp, largest_pp) = if is_sharded_only {
         (1, 1, 1)
     } else {
@@ -477,7 +491,7 @@ pub fn fastest_layout(
                                 );
                             }
                         }
-                        if pp == 1 && dp > 1 {
+                        if pp == 1 && dp > 1 && offer != LayoutOffer::WholeWeights {
                             let sharding = Sharding::Zero3;
                             consider(
                                 TrainingLayout {
@@ -493,7 +507,11 @@ pub fn fastest_layout(
             }
         }
     }
-    best.map(|(_, layout)| layout)
+    let found = best.map(|(_, layout)| layout);
+    if found.is_none() && offer == LayoutOffer::WholeWeights {
+        return fastest_layout(model, accelerator, parameters, job, chips, LayoutOffer::Any);
+    }
+    found
 }
 
 /// Divisors of `number`, rising.
