@@ -26,8 +26,9 @@ SCHEDULER = (
 )  # fmt: skip
 """What an engine's scheduler and host code decide: free to differ between engines."""
 
-FIXED = ("memory_share", "reserved_bytes", "network_efficiency", "network_latency_s", "fused_share",
-    "decode_anchor", "prefill_anchor",
+FIXED = (
+    "memory_share", "reserved_bytes", "network_efficiency", "network_latency_s", "fused_share", "decode_anchor",
+    "prefill_anchor", "unpacking_compute_share",
 )  # fmt: skip
 """Parameters that the data do not identify: they keep their priors."""
 

@@ -8,10 +8,9 @@ hundred rows of one model on one chip are one witness, not a hundred.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tokenopt.catalog.engines import Calibration, resolve_parameters
@@ -32,7 +31,8 @@ MOST_STEPS = 12
 HALVINGS = 6
 TOLERANCE = 1e-6
 WIDEST = 4.0
-LEAVE_OUT_STEPS = 4
+LEAVE_OUT_STEPS = 3
+LEAVE_OUT_TOLERANCE = 1e-3
 
 BANDWIDTHS = (
     "weight_bandwidth_efficiency", "expert_bandwidth_efficiency", "kv_bandwidth_efficiency",
@@ -77,6 +77,7 @@ class FamilyStructure:
         (("linear_layer_overhead_s",), 0.3),
         (("collective_latency_s",), 0.6),
         (("link_efficiency",), 0.10),
+        (("unpacking_compute_share",), 0.5),
     )
     family: tuple[tuple[tuple[str, ...], float], ...] = (
         (BANDWIDTHS, 0.04),
@@ -84,7 +85,11 @@ class FamilyStructure:
         (LAUNCHES, 0.2),
         (("collective_latency_s",), 0.2),
     )
-    same: tuple[tuple[tuple[str, ...], float], ...] = ((BANDWIDTHS, 0.03), (COMPUTE, 0.05))
+    same: tuple[tuple[tuple[str, ...], float], ...] = (
+        (BANDWIDTHS, 0.03),
+        (COMPUTE, 0.05),
+        (("unpacking_compute_share",), 0.5),
+    )
     host: float = 2.0
 
     def terms(self, levels: Sequence[StackLevel], vendors: Mapping[str, str], calibration: Calibration) -> list[Term]:
@@ -142,12 +147,6 @@ class FamilyCalibrator:
         """
         import numpy as np
 
-        from tokenopt import _core
-
-        table = json.loads(_core.serving_parameters())
-        self._names = [entry["name"] for entry in table]
-        self._low = np.array([entry["low"] for entry in table])
-        self._high = np.array([entry["high"] for entry in table])
         self._compiled = compiled
         families = {
             level.family: compiled.vendors[compiled.level_of.index(index)]
@@ -158,30 +157,21 @@ class FamilyCalibrator:
             ("family", name) for name in calibration.seen.get("family", ())
         }
         self._families = families
-        bare = _without(calibration, own)
-        self._base = np.array(
-            [
-                list(resolve_parameters(bare, level.engine, level.family, level.precision).values())
-                for level in compiled.levels
-            ]
-        )
+        self._bare = _without(calibration, own)
         self._moves = [
-            (
-                np.array([self._names.index(name) for name in term.parameters]),
-                np.array(
-                    [
-                        index
-                        for index, level in enumerate(compiled.levels)
-                        if _name_at(level, term.level, families) == term.name
-                    ]
-                ),
+            np.array(
+                [
+                    index
+                    for index, level in enumerate(compiled.levels)
+                    if _name_at(level, term.level, families) == term.name
+                ]
             )
             for term in self.terms
         ]
         self._sd = np.array([term.sd for term in self.terms])
         self._set_of_row = np.array(compiled.level_of)
         # Rows that no term touches cannot tell anything of one.
-        touched = set(np.concatenate([levels for _, levels in self._moves]).tolist()) if self._moves else set()
+        touched = set(np.concatenate(self._moves).tolist()) if self._moves else set()
         is_touched = np.array([level in touched for level in compiled.level_of])
         self.rows = np.flatnonzero(is_usable & is_touched)
         stacks = [_stack(compiled.rows[row]) for row in self.rows]
@@ -192,19 +182,35 @@ class FamilyCalibrator:
         self._measured = np.array([_measured_s(row) for row in compiled.rows])
         self._uses_tpot = np.array([_has_tpot(row) for row in compiled.rows])
 
-    def parameter_sets(self, exponents: NDArray[np.float64]) -> NDArray[np.float64]:
-        """One parameter set a level, inside physical bounds."""
+    def parameter_sets(
+        self, exponents: NDArray[np.float64], levels: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float64]:
+        """One parameter set a level, resolved as a search would; of all levels by default."""
         import numpy as np
 
-        log_factor, added = np.zeros_like(self._base), np.zeros_like(self._base)
-        for term, (parameters, levels), exponent in zip(self.terms, self._moves, exponents, strict=True):
-            where = np.ix_(levels, parameters)
-            if term.level == "generation":
-                added[where] += HOST[term.parameters[0]] * np.exp(exponent)
-            else:
-                log_factor[where] += exponent
-        values: NDArray[np.float64] = np.clip(self._base * np.exp(log_factor) + added, self._low, self._high)
-        return values
+        own = self._deviations_at(exponents, self._families)
+        deviations = {
+            level: {**self._bare.deviations.get(level, {}), **own.get(level, {})}
+            for level in {*self._bare.deviations, *own}
+        }
+        calibration = replace(self._bare, deviations=deviations)
+        chosen = (
+            self._compiled.levels if levels is None else [self._compiled.levels[index] for index in levels.tolist()]
+        )
+        return np.array([stack_parameters(calibration, level) for level in chosen])
+
+    def _deviations_at(
+        self, exponents: NDArray[np.float64], families: Mapping[str, str]
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """Factors (of generations: seconds) by level, name and parameter; a vendor's stand in each of its families."""
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for term, exponent in zip(self.terms, exponents.tolist(), strict=True):
+            for level, name in _places(term, families):
+                factors = found.setdefault(level, {}).setdefault(name, {})
+                for parameter in term.parameters:
+                    start = HOST[parameter] if term.level == "generation" else 1.0
+                    factors[parameter] = factors.get(parameter, start) * math.exp(exponent)
+        return found
 
     def predict(self, exponents: NDArray[np.float64]) -> NDArray[np.float64]:
         """Predictions of every row."""
@@ -231,19 +237,19 @@ class FamilyCalibrator:
         """Derivatives of the log times: only the rows that an exponent touches are predicted again."""
         import numpy as np
 
-        here = self.parameter_sets(exponents)
         sets_of_rows = self._set_of_row[self.rows]
-        base = self._times(self._compiled.predict_jobs(self.rows, sets_of_rows, here), self.rows)
+        here = self._compiled.predict_jobs(self.rows, sets_of_rows, self.parameter_sets(exponents))
+        base = self._times(here, self.rows)
         jacobian = np.zeros((len(self.rows), len(exponents)))
         sets: list[NDArray[np.float64]] = []
         lines, jobs, columns = [], [], []
-        for column, (_, levels) in enumerate(self._moves):
+        for column, levels in enumerate(self._moves):
             moved = exponents.copy()
             moved[column] += STEP
-            number = np.full(len(here), -1)
+            number = np.full(len(self._compiled.levels), -1)
             number[levels] = len(sets) + np.arange(len(levels))
             touched = np.flatnonzero(number[sets_of_rows] >= 0)
-            sets.extend(self.parameter_sets(moved)[levels])
+            sets.extend(self.parameter_sets(moved, levels))
             lines.append(touched)
             jobs.append(number[sets_of_rows[touched]])
             columns.append(np.full(len(touched), column))
@@ -269,7 +275,11 @@ class FamilyCalibrator:
         return exponents
 
     def _solve(
-        self, start: NDArray[np.float64], used: NDArray[np.float64], steps: int
+        self,
+        start: NDArray[np.float64],
+        used: NDArray[np.float64],
+        steps: int,
+        jacobian: NDArray[np.float64] | None = None,
     ) -> tuple[NDArray[np.float64], tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
         """The optimum of the rows in use, and the last linearisation: exponents, logs and Jacobian."""
         import numpy as np
@@ -278,8 +288,9 @@ class FamilyCalibrator:
         values = np.concatenate([start, np.zeros(len(self._prior) - count)])
         logs = self._logs(start)
         known = self._cost(logs, values, used)
-        for _ in range(steps):
-            linear = values[:count].copy(), logs, self._jacobian(values[:count])
+        for number in range(steps):
+            here = self._jacobian(values[:count]) if jacobian is None or number > 0 else jacobian
+            linear = values[:count].copy(), logs, here
             step = self._step(linear[2], logs, values, used)
             for _ in range(HALVINGS):
                 moved = values + step
@@ -291,7 +302,7 @@ class FamilyCalibrator:
                 step = 0.5 * step
             else:
                 break
-            is_converged = known - moved_cost < TOLERANCE * known
+            is_converged = known - moved_cost < (TOLERANCE if jacobian is None else LEAVE_OUT_TOLERANCE) * known
             values, logs, known = moved, moved_logs, moved_cost
             if is_converged:
                 break
@@ -342,7 +353,10 @@ class FamilyCalibrator:
         for key in sorted(set(key_of_row), key=str):
             used = np.array([entry != key for entry in key_of_row], float)
             # From no deviation: what only the left-out rows told is gone, not fading.
-            exponents, _ = self._solve(np.where(self._is_known_without(used), start, 0.0), used, LEAVE_OUT_STEPS)
+            first = np.where(self._is_known_without(used), start, 0.0)
+            # Where nothing is forgotten, the derivatives at the optimum of all rows serve the first step.
+            jacobian = self._optimum[2] if (first == start).all() else None
+            exponents, _ = self._solve(first, used, LEAVE_OUT_STEPS, jacobian)
             rows = np.flatnonzero([entry == key for entry in keys])
             predictions[rows] = self._compiled.predict_jobs(
                 rows, self._set_of_row[rows], self.parameter_sets(exponents)
@@ -368,25 +382,27 @@ class FamilyCalibrator:
 
         _, logs, jacobian = self._optimum
         self._step(jacobian, logs, np.zeros(len(self._prior)), np.ones(len(self.rows)))
-        fit = FamilyFit()
+        fit = FamilyFit(self._deviations_at(exponents, {**families, **self._families}))
         covariance = np.linalg.inv(self._curvature)
-        for index, (term, exponent) in enumerate(zip(self.terms, exponents, strict=True)):
-            is_added = term.level == "generation"
-            # A vendor's deviation is written into each of its families, measured or not.
-            names = [term.name]
-            if term.level == "vendor":
-                names = [family for family, vendor in {**families, **self._families}.items() if vendor == term.name]
-            for name in names:
-                level = "family" if term.level == "vendor" else term.level
-                factors = fit.deviations.setdefault(level, {}).setdefault(name, {})
-                variances = fit.uncertainty.setdefault(level, {}).setdefault(name, {})
+        for index, term in enumerate(self.terms):
+            for level, name in _places(term, {**families, **self._families}):
+                known = fit.uncertainty.setdefault(level, {}).setdefault(name, {})
                 for parameter in term.parameters:
-                    start = HOST[parameter] if is_added else 1.0
-                    factors[parameter] = factors.get(parameter, start) * float(np.exp(exponent))
-                    variances[parameter] = math.hypot(
-                        variances.get(parameter, 0.0), float(np.sqrt(covariance[index, index]))
-                    )
+                    known[parameter] = math.hypot(known.get(parameter, 0.0), float(np.sqrt(covariance[index, index])))
         return fit
+
+
+def stack_parameters(calibration: Calibration, level: StackLevel) -> list[float]:
+    """Parameters of a stack in the core's order, as a calibration resolves them."""
+    resolved = resolve_parameters(calibration, level.engine, level.family, level.precision, generation=level.generation)
+    return list(resolved.values())
+
+
+def _places(term: Term, families: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Level and name in a calibration file where a term stands: of a vendor, each of its families."""
+    if term.level != "vendor":
+        return [(term.level, term.name)]
+    return [("family", family) for family, vendor in families.items() if vendor == term.name]
 
 
 def _name_at(level: StackLevel, which: str, vendors: Mapping[str, str]) -> str:
@@ -395,8 +411,6 @@ def _name_at(level: StackLevel, which: str, vendors: Mapping[str, str]) -> str:
 
 def _without(calibration: Calibration, own: set[tuple[str, str]]) -> Calibration:
     """The calibration less its deviations at the levels and names that are fitted."""
-    from dataclasses import replace
-
     kept = {
         level: {name: factors for name, factors in names.items() if (level, name) not in own}
         for level, names in calibration.deviations.items()

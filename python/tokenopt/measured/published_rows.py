@@ -122,6 +122,8 @@ def _entry(row: PublishedRow, model: int, accelerator: int, formats: dict[str, s
         "osl_cv2": row.osl_cv2,
         "ttft_is_median": row.ttft_is_median,
     }
+    if row.depth:
+        entry["speculation"] = {"depth": row.depth, "acceptance": row.acceptance}
     if row.max_batch is not None:
         entry["max_batch"] = row.max_batch
     return entry

@@ -11,10 +11,10 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenopt.catalog.engines import Calibration, base_calibration, default_calibration, resolve_parameters
+from tokenopt.catalog.engines import Calibration, base_calibration, default_calibration
 from tokenopt.errors import SpecError
 from tokenopt.measured.published import PublishedRow, is_published, read_csv, read_published
-from tokenopt.measured.published_fit import LEAVE_OUT, FamilyCalibrator, FamilyFit
+from tokenopt.measured.published_fit import LEAVE_OUT, FamilyCalibrator, FamilyFit, stack_parameters
 from tokenopt.measured.published_rows import NO_FIT, CompiledPublished, compile_published
 from tokenopt.plugins import PluginRegistry
 
@@ -98,16 +98,7 @@ def parameter_sets(compiled: CompiledPublished, calibration: Calibration | None 
     import numpy as np
 
     calibration = calibration or default_calibration()
-    return np.array(
-        [
-            list(
-                resolve_parameters(
-                    calibration, level.engine, level.family, level.precision, generation=level.generation
-                ).values()
-            )
-            for level in compiled.levels
-        ]
-    )
+    return np.array([stack_parameters(calibration, level) for level in compiled.levels])
 
 
 BUNDLED_PUBLISHED = Path(__file__).parent / "data" / "published.csv"

@@ -137,6 +137,14 @@ impl PeakFlops {
 /// Source: maximum achievable matmul tables (ml-engineering): H100 SXM 80%, B200 78%.
 pub const REFERENCE_MATMUL_SHARE: f64 = 0.80;
 
+impl PeakFlops {
+    /// Whether products unpack weights in `weights` to 16 bits on the way: 4-bit formats without arithmetic of their own.
+    #[must_use]
+    pub fn unpacks(&self, weights: NumberFormat) -> bool {
+        weights == NumberFormat::Int4 || (weights.is_four_bit() && self.fp4.is_none())
+    }
+}
+
 impl Accelerator {
     /// Rate that stands for a sheet `peak` of this chip, FLOP/s: what its best matrix product shows that clocks and power
     /// sustain, relative to the chips that efficiencies are fitted on.

@@ -73,6 +73,8 @@ parameters! {
     elementwise_bandwidth_efficiency = 0.55 in 0.05..0.97, "1";
     /// Factor on the bandwidth of dense weights stored in four bits (unpacking, scales).
     four_bit_dense_bandwidth = 0.62 in 0.2..1.0, "1";
+    /// Share of the achieved arithmetic rate that is left where products unpack 4-bit weights to 16 bits on the way.
+    unpacking_compute_share = 0.5 in 0.05..1.0, "1";
     /// Share of the dense peak that matrix products of decode steps reach.
     decode_compute_efficiency = 0.47 in 0.02..0.95, "1";
     /// Share of the dense peak that matrix products of prefill reach.

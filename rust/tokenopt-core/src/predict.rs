@@ -332,7 +332,6 @@ impl RowSet {
             Scenario::Open { per_s, requests } => {
                 let open = OpenLoop::new(
                     &step,
-                    parameters,
                     row.chunk_tokens,
                     osl,
                     &Arrivals {

@@ -101,16 +101,22 @@ fn limits_bind_only_when_they_are_tight() {
     let tight = saturated.limited(256.0, &limits(tight_s));
     assert!(tight.output_tps < free.output_tps);
     assert!((tight.tpot_s * 1.5 / tight_s - 1.0).abs() < 1e-6);
+    // The tail of the time to first token is that of the wait: with none, the limit is a prompt and a step.
+    let step_s = saturated.endless(256.0).tpot_s;
+    let alone_s = step.prefill(CHUNK).alone_s + step_s;
+    let impatient = TailLimits {
+        ttft_s: 1.01 * alone_s,
+        ..limits(10.0)
+    };
+    assert!(saturated.limited(256.0, &impatient).output_tps < free.output_tps);
 }
 
 #[test]
 fn a_slow_trickle_sees_the_latencies_of_an_idle_replica() {
     let step = step(layout(1));
-    let parameters = EngineParameters::default();
     let at = |per_s, requests| {
         OpenLoop::new(
             &step,
-            &parameters,
             CHUNK,
             OSL,
             &Arrivals {

@@ -128,25 +128,28 @@ impl<'a> Saturated<'a> {
 
     /// The largest load under limits on the 99th percentile of both latencies, at most `batch` a rank and slot.
     ///
-    /// A running request's mean time per token is held below its limit over `tail.tpot`, and the processor-sharing wait
-    /// of the prefill below its limit over `tail.ttft`.
+    /// A running request's mean time per token is held below its limit over `tpot_tail`; a prompt, a step and `ttft_tail`
+    /// mean processor-sharing waits for the prefill of others below the limit on the first token.
     /// Source: MLPerf server and interactive results, whose measured percentiles stand beside their limits.
     #[must_use]
     pub fn limited(&self, batch: f64, limits: &TailLimits) -> Delivery {
         const HALVINGS: u32 = 40;
+        let alone_s = self.step.prefill(self.chunk_tokens).alone_s - self.step.prompt_overhead_s;
+        let wait_s = |delivery: &Delivery| {
+            let prompts_per_s = delivery.output_tps / self.slots / self.osl;
+            let load = (prompts_per_s * self.prompt_s()).min(1.0 - 1e-6);
+            alone_s * load / (1.0 - load)
+        };
         let operation = |running: f64| {
             let delivery = self.endless(running);
-            let prompts_per_s = delivery.output_tps / self.slots / self.osl;
-            let alone_s = self.step.prefill(self.chunk_tokens).alone_s;
-            let load = (prompts_per_s * self.prompt_s()).min(1.0 - 1e-6);
             Delivery {
-                ttft_s: alone_s / (1.0 - load) + delivery.tpot_s,
+                ttft_s: alone_s + wait_s(&delivery) + delivery.tpot_s,
                 ..delivery
             }
         };
         let is_allowed = |delivery: &Delivery| {
-            delivery.tpot_s * limits.tpot_tail <= limits.tpot_s
-                && delivery.ttft_s * limits.ttft_tail <= limits.ttft_s
+            let tail_s = delivery.ttft_s + (limits.ttft_tail - 1.0) * wait_s(delivery);
+            delivery.tpot_s * limits.tpot_tail <= limits.tpot_s && tail_s <= limits.ttft_s
         };
         let most = operation(batch);
         if is_allowed(&most) {
@@ -174,7 +177,7 @@ pub struct TailLimits {
     pub ttft_s: f64,
     /// Limit on the time per output token, s.
     pub tpot_s: f64,
-    /// 99th percentile over mean of the time to first token.
+    /// 99th percentile over mean of the wait for the first token.
     pub ttft_tail: f64,
     /// 99th percentile over mean of the time per output token.
     pub tpot_tail: f64,

@@ -1,7 +1,6 @@
 //! Requests that arrive at their own rate, whatever the replica does.
 
 use super::StepModel;
-use crate::parameters::EngineParameters;
 
 /// A replica under Poisson arrivals.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,7 +33,7 @@ impl OpenLoop {
     ///
     /// ```text
     /// tpot = T_d(b) + a T_m / osl        b = N f(S / D),  a = N g(S / D),  S = osl tpot,  D = N / rate
-    /// ttft = t0 + T_1 + wait + T_d(b)    rho = rate T_m
+    /// ttft = T_1 + wait + T_d(b)         rho = rate T_m
     /// ```
     ///
     /// `b` is Little's law for a run of `N` requests: the mean number of requests that run beside one, `f = S / D - S^2 /
@@ -46,15 +45,10 @@ impl OpenLoop {
     ///
     /// Source: processor-sharing queue (Kleinrock, vol. II, 4.4); overlap of two uniform starts; heavy-traffic
     /// reflected random walk, mean `sqrt(pi N / 8)` times the service time.
-    /// Assumes: fixed lengths; decode slows with the batch, not with the age of a request.
+    /// Assumes: decode slows with the batch, not with the age of a request; load generators that keep a rate sit beside the
+    /// engine, so that the front end (HTTP, tokenisation) is not in the time to first token.
     #[must_use]
-    pub fn new(
-        step: &StepModel,
-        parameters: &EngineParameters,
-        chunk_tokens: f64,
-        osl: f64,
-        arrivals: &Arrivals,
-    ) -> Self {
+    pub fn new(step: &StepModel, chunk_tokens: f64, osl: f64, arrivals: &Arrivals) -> Self {
         const HALVINGS: u32 = 40;
         let prefill = step.prefill(chunk_tokens);
         let prompt_s = (prefill.marginal_s - step.prompt_overhead_s).max(0.0);
@@ -96,8 +90,7 @@ impl OpenLoop {
         let prefill_load = arrivals.per_s * prompt_s;
         Self {
             tpot_s,
-            ttft_s: parameters.first_token_overhead_s
-                + prefill.alone_s
+            ttft_s: prefill.alone_s
                 + wait_s(prefill.alone_s, prompt_s, prefill_load, arrivals.requests)
                 + step.decode_step_s(batch),
             batch,

@@ -182,6 +182,15 @@ impl Builder<'_> {
         }
     }
 
+    /// Share of the arithmetic rate left after unpacking weights.
+    fn unpacking(&self, format: NumberFormat) -> f64 {
+        if self.accelerator.peak_flops.unpacks(format) {
+            self.parameters().unpacking_compute_share
+        } else {
+            1.0
+        }
+    }
+
     /// Adds an operator, merged with an equal one of another layer group.
     fn push(&mut self, name: OperatorName, count: f64, rows_per_token: f64, cost: Cost) {
         if count == 0.0 {
@@ -219,7 +228,8 @@ impl Builder<'_> {
             self.accelerator.hbm_bytes_per_s * p.weight_bandwidth_efficiency * unpacking,
             self.accelerator
                 .sustained(self.accelerator.peak_flops.for_weights(format))
-                * self.compute_efficiency(),
+                * self.compute_efficiency()
+                * self.unpacking(format),
             p.dense_tile_tokens,
         )
     }
@@ -307,7 +317,8 @@ impl Builder<'_> {
                     self.accelerator.hbm_bytes_per_s * p.expert_bandwidth_efficiency,
                     self.accelerator
                         .sustained(self.accelerator.peak_flops.for_weights(weights.experts))
-                        * self.compute_efficiency(),
+                        * self.compute_efficiency()
+                        * self.unpacking(weights.experts),
                     p.expert_tile_tokens,
                     p.expert_imbalance,
                 );
