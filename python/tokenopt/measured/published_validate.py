@@ -159,50 +159,47 @@ def predictions(
     return f"refitted without the {leave_out}", calibrator.leave_out(keys)
 
 
-def calibrate_families(
-    compiled: CompiledPublished, registry: PluginRegistry, base: Calibration | None = None
-) -> tuple[FamilyFit, dict[str, float]]:
-    """Fits families and generations, and measures the spread of a model that was left out, by family.
+def calibration_text(compiled: CompiledPublished, registry: PluginRegistry, base: Calibration | None = None) -> str:
+    """The file of further families and generations that fits published rows best, with the spread of a left-out model.
 
     Args:
         compiled: Rows.
         registry: Plugins that describe the accelerators.
         base: What the deviations stand on; the shipped calibration on concurrency sweeps by default.
-
-    Returns:
-        The fit, and the log standard deviation of measured over predicted time by family.
     """
-    import numpy as np
-
+    base = base or base_calibration()
     calibrator = family_calibrator(compiled, registry, base)
     fit = calibrator.result(calibrator.fit(), {chip.family: chip.vendor for chip in registry.accelerators.values()})
-    keys = [(row.model, row.accelerator) for row in compiled.rows]
-    left_out = np.log(ratios(compiled, calibrator.leave_out(keys))["primary"])
-    spread = {}
-    for family in sorted(fit.deviations.get("family", {})):
-        logs = np.abs(
-            [
-                left_out[index]
-                for index in calibrator.rows
-                if compiled.levels[compiled.level_of[index]].family == family and np.isfinite(left_out[index])
-            ]
-        )
-        if len(logs):
-            # The 80% quantile of a centred normal is 1.2816 standard deviations.
-            spread[family] = float(np.percentile(logs, 80) / 1.2816)
-    return fit, spread
+    left_out = calibrator.leave_out([(row.model, row.accelerator) for row in compiled.rows])
+    return text_of(compiled, calibrator, fit, family_spread(compiled, calibrator, left_out), base)
 
 
-def calibration_text(compiled: CompiledPublished, registry: PluginRegistry, base: Calibration | None = None) -> str:
-    """The file of further families that fits published rows best.
+def family_spread(
+    compiled: CompiledPublished, calibrator: FamilyCalibrator, left_out: NDArray[np.float64]
+) -> dict[str, float]:
+    """Log standard deviation of measured over predicted time, by family, of predictions that never saw the row."""
+    import numpy as np
 
-    Args:
-        compiled: Rows.
-        registry: Plugins that describe the accelerators.
-        base: What the deviations stand on; the shipped calibration on concurrency sweeps by default.
-    """
-    fit, spread = calibrate_families(compiled, registry, base)
-    rows = family_calibrator(compiled, registry, base).rows.tolist()
+    logs = np.abs(np.log(ratios(compiled, left_out)["primary"]))
+    by_family: dict[str, list[float]] = {}
+    for index in calibrator.rows.tolist():
+        if np.isfinite(logs[index]):
+            by_family.setdefault(compiled.levels[compiled.level_of[index]].family, []).append(float(logs[index]))
+    # The 80% quantile of a centred normal is 1.2816 standard deviations.
+    return {family: float(np.percentile(values, 80) / 1.2816) for family, values in sorted(by_family.items())}
+
+
+def text_of(
+    compiled: CompiledPublished,
+    calibrator: FamilyCalibrator,
+    fit: FamilyFit,
+    spread: Mapping[str, float],
+    base: Calibration,
+) -> str:
+    """The file of a fit: what it rests on, what it found, how far to trust it."""
+    rows = calibrator.rows.tolist()
+    known = set(base.seen.get("family", ()))
+    new = [index for index in rows if compiled.levels[compiled.level_of[index]].family not in known]
     newest = max((compiled.rows[index].date for index in rows), default="")
     header = {
         "name": f"families {newest}",
@@ -210,11 +207,10 @@ def calibration_text(compiled: CompiledPublished, registry: PluginRegistry, base
         "as_of": newest,
         "rows": str(len(rows)),
         "source": ", ".join(sorted({compiled.rows[index].source for index in rows})),
-        "over": (base or base_calibration()).name,
+        "over": base.name,
     }
-    known = set((base or base_calibration()).seen.get("family", ()))
-    new = [index for index in rows if compiled.levels[compiled.level_of[index]].family not in known]
-    return families_toml(fit, header, seen_published(compiled, new), spread)
+    chosen = {family: value for family, value in spread.items() if family not in known}
+    return families_toml(fit, header, seen_published(compiled, new), chosen)
 
 
 def seen_published(compiled: CompiledPublished, rows: Sequence[int]) -> dict[str, list[str]]:
