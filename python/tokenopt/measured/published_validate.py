@@ -104,7 +104,13 @@ def parameter_sets(compiled: CompiledPublished, calibration: Calibration | None 
 BUNDLED_PUBLISHED = Path(__file__).parent / "data" / "published.csv"
 """Published measurements of other vendors, older chips and other scenarios; each row carries its source and date."""
 
-UNFITTED_CLASSES = ("disaggregated", "speculative", "MLPerf", "open loop, saturated or short")
+UNFITTED_CLASSES = (
+    "disaggregated",
+    "speculative",
+    "MLPerf server",
+    "MLPerf interactive",
+    "open loop, saturated or short",
+)
 """Classes that hold further unknowns (pools, acceptance, limits, queues) and are scored, not fitted."""
 
 
