@@ -70,6 +70,15 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class Pools:
+    """What stands beside the decode layout of a disaggregated deployment."""
+
+    prefill: Layout
+    prefill_workers: float
+    decode_workers: float
+
+
+@dataclass(frozen=True, slots=True)
 class PublishedRow:
     """One published measurement as an operating point.
 
@@ -95,7 +104,8 @@ class PublishedRow:
         ttft_is_median: Whether the printed time to first token is a median.
         depth: Tokens that a speculative step drafts; 0 without speculation.
         acceptance: Chance that a drafted token is accepted.
-        pools: Prefill layout and worker counts of a disaggregated deployment.
+        pools: Prefill workers and number of decode workers of a disaggregated deployment; None where it is none or not
+            printed.
         reason: Why the row is not scored; empty when it is.
     """
 
@@ -128,7 +138,8 @@ class PublishedRow:
     ttft_is_median: bool
     depth: int
     acceptance: float
-    pools: Mapping[str, int] | None
+    pools: Pools | None
+    is_disaggregated: bool
     reason: str
 
     @property
@@ -210,6 +221,10 @@ def _row(entry: Mapping[str, str], chips: Mapping[str, Accelerator]) -> Publishe
     label, is_weight_only = _precision(entry, chip, engine, is_mlperf)
     layout, alternatives, replicas = _replica(point, chip, base, is_mlperf, isl, osl)
     concurrency = _number(point, "concurrency")
+    pools = _pools(point, layout)
+    if pools is not None and base == "fixed-concurrency":
+        # The clients of a disaggregated deployment meet all of its workers.
+        replicas = 1.0
     load = _load(point, base, is_mlperf, replicas, osl, concurrency)
     max_batch = _number(point, "max_batch") or _default_max_batch(engine, entry.get("framework_version", ""), chip)
     if base == "offline-max" and isinstance(load, str) and concurrency:
@@ -228,7 +243,8 @@ def _row(entry: Mapping[str, str], chips: Mapping[str, Accelerator]) -> Publishe
         total_tps_per_chip=_number(entry, "total_tps_per_gpu"),
         ttft_is_median=not point["is_mean_ttft"],
         depth=int(_number(point, "speculated_tokens") or DEFAULT_DEPTH) if "+" in scenario else 0,
-        acceptance=_acceptance(scenario, engine), pools=_pools(point),
+        acceptance=_acceptance(scenario, engine), pools=pools,
+        is_disaggregated=point.get("disagg") == "1",
         reason=_unscored(point, entry, base, chip, engine, isl, osl),
     )  # fmt: skip
 
@@ -439,20 +455,23 @@ def _default_max_batch(engine: str, version: str, chip: Accelerator) -> float | 
     return None
 
 
-def _pools(point: Mapping[str, str]) -> dict[str, int] | None:
-    """Prefill pool of a disaggregated deployment."""
-    if point.get("disagg") != "1":
+def _pools(point: Mapping[str, str], decode: Layout) -> Pools | None:
+    """Workers of a disaggregated deployment: as printed, else as many of the printed layouts as its chips hold.
+
+    A prefill pool whose layout is not printed is one worker with tensor parallelism within a node.
+    """
+    prefill_chips, decode_chips = _number(point, "prefill_gpus"), _number(point, "decode_gpus")
+    if point.get("disagg") != "1" or not prefill_chips or not decode_chips:
         return None
-    names = (
-        "prefill_tp",
-        "prefill_ep",
-        "prefill_attn_dp",
-        "prefill_workers",
-        "decode_workers",
-        "prefill_gpus",
-        "decode_gpus",
+    tp = int(_number(point, "prefill_tp") or min(prefill_chips, 8))
+    ep = _divisor(int(_number(point, "prefill_ep") or 1), tp)
+    has_ranks = point["prefill_attn_dp"] == "1"
+    layout = Layout(tp=1, attn_dp=tp, ep=ep) if has_ranks else Layout(tp=tp, ep=ep)
+    return Pools(
+        prefill=layout,
+        prefill_workers=_number(point, "prefill_workers") or max(1.0, prefill_chips / layout.chips),
+        decode_workers=_number(point, "decode_workers") or max(1.0, decode_chips / decode.chips),
     )
-    return {name: int(_number(point, name) or 0) for name in names}
 
 
 def _unscored(

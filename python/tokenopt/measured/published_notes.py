@@ -43,7 +43,7 @@ COLUMNS: Mapping[str, Callable[[str], str]] = {
     "dataset": _first(r"dataset ([\w.-]+?)[;,]"),
     "max_batch": _first(r"max-num-seqs[ =]+(\d+)"),
     "chunk_tokens": _first(r"max-num-batched-tokens[ =]+(\d+)"),
-    "prefill_tp": _first(r"prefill tp(\d+)/"),
+    "prefill_tp": _first(r"prefill (?:tp|\d+ GPU, TP=)(\d+)"),
     "prefill_ep": _first(r"prefill tp\d+/ep(\d+)/"),
     "prefill_attn_dp": _first(r"prefill tp\d+/ep\d+/dpattn=(\d)"),
     "prefill_workers": _first(r"prefill tp\d+/ep\d+/dpattn=\d x(\d+) workers"),

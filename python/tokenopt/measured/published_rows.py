@@ -124,6 +124,9 @@ def _entry(row: PublishedRow, model: int, accelerator: int, formats: dict[str, s
     }
     if row.depth:
         entry["speculation"] = {"depth": row.depth, "acceptance": row.acceptance}
+    if row.pools is not None and row.load == "closed":
+        entry["workers"] = row.pools.decode_workers
+        entry["prefill_pool"] = {"layout": asdict(row.pools.prefill), "workers": row.pools.prefill_workers}
     if row.max_batch is not None:
         entry["max_batch"] = row.max_batch
     return entry

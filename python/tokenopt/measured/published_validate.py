@@ -353,7 +353,7 @@ def _measured_time(row: PublishedRow) -> float:
 def class_of(row: PublishedRow, vendor: str, topology: str, family: str) -> str:
     """Class of the accuracy table."""
     base = row.scenario.split("+")[0]
-    if row.pools or base.endswith(("-decode", "-prefill")):
+    if row.is_disaggregated or base.endswith(("-decode", "-prefill")):
         return "disaggregated, speculative" if row.is_speculative else "disaggregated"
     if row.is_speculative:
         return "speculative decoding"

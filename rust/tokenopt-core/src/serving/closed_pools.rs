@@ -44,7 +44,7 @@ pub struct PoolOperation {
 /// Operation under `clients` requests in flight, of `osl` output tokens, with at most `most_running` on a decode slot.
 ///
 /// ```text
-/// tpot = T_d(b)
+/// tpot = T_d(b) / tokens gained a step
 /// ttft = max(t0 + w T_d + T_1 + s (n / p - 1) T_m, n T_m / p - osl tpot)
 /// b d (ttft + osl tpot) = n osl tpot
 /// ```
@@ -72,12 +72,13 @@ pub fn closed_pools(
             + parameters.burst_share * (queued - 1.0).max(0.0) * prompt.marginal_s;
         calm.max(queued * prompt.marginal_s - osl * tpot_s)
     };
+    let tpot_at = |batch: f64| decode.step.decode_step_s(batch) / decode.step.tokens_per_step;
     let in_flight = |batch: f64| {
-        let tpot_s = decode.step.decode_step_s(batch);
+        let tpot_s = tpot_at(batch);
         batch * decode.slots() * (1.0 + ttft_s(tpot_s) / (osl * tpot_s))
     };
     let batch = increasing_root(clients / decode.slots(), clients, in_flight).min(most_running);
-    let tpot_s = decode.step.decode_step_s(batch);
+    let tpot_s = tpot_at(batch);
     let waiting_s = (clients / in_flight(batch) - 1.0).max(0.0) * osl * tpot_s;
     let ttft_s = ttft_s(tpot_s) + waiting_s;
     PoolOperation {
