@@ -74,7 +74,7 @@ parameters! {
     /// Factor on the bandwidth of dense weights stored in four bits (unpacking, scales).
     four_bit_dense_bandwidth = 0.62 in 0.2..1.0, "1";
     /// Share of the achieved arithmetic rate that is left where products unpack 4-bit weights to 16 bits on the way.
-    unpacking_compute_share = 0.5 in 0.05..1.0, "1";
+    unpacking_compute_share = 1.0 in 0.05..1.0, "1";
     /// Share of the dense peak that matrix products of decode steps reach.
     decode_compute_efficiency = 0.47 in 0.02..0.95, "1";
     /// Share of the dense peak that matrix products of prefill reach.
