@@ -80,6 +80,29 @@ def test_versions_and_generations() -> None:
     assert generation_of("vllm", "v0.11.0", is_server=True) == ""
 
 
+def test_the_version_of_a_router_is_not_that_of_its_engine() -> None:
+    image = "nvcr.io/nvidia/ai-dynamo/tensorrtllm-runtime:0.8.1"
+    routed = {
+        "framework": "dynamo+tensorrt-llm",
+        "framework_version": image,
+        "disagg": "1",
+        "prefill_gpus": "4",
+        "decode_gpus": "8",
+    }
+    assert read(model="deepseek-r1", gpu="b200-sxm", tp="8", n_gpus="12", **routed).generation == ""
+    assert read(framework="tensorrt-llm", framework_version="0.14.0").generation == "trtllm-v0 server"
+
+
+def test_pools_share_the_clients() -> None:
+    row = read(
+        model="deepseek-r1", gpu="b200-sxm", n_gpus="52", tp="8", ep="8", attn_dp="1", disagg="1", concurrency="256",
+        prefill_gpus="4", decode_gpus="48", notes="prefill tp4/ep4/dpattn=1 x1 workers; decode tp8/ep8/dpattn=1 x6 workers",
+    )  # fmt: skip
+    assert row.pools is not None
+    assert (row.layout.attn_dp, row.pools.decode_workers, row.pools.prefill.attn_dp) == (8, 6.0, 4)
+    assert (row.concurrency, row.replicas) == (256.0, 1.0)
+
+
 def test_cores_are_not_chips() -> None:
     row = read(gpu="inf2", n_gpus="12", tp="24", framework="transformers-neuronx", scenario="static-batch")
     assert (row.layout.tp, row.replicas, row.load) == (12, 1.0, "static")

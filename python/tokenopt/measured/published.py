@@ -232,7 +232,7 @@ def _row(entry: Mapping[str, str], chips: Mapping[str, Accelerator]) -> Publishe
     return PublishedRow(
         id=entry["id"], source=entry.get("source", ""), date=entry.get("date", ""), model=entry["model"],
         accelerator=entry["gpu"], engine=engine, version=entry.get("framework_version", ""),
-        generation=generation_of(engine, entry.get("framework_version", ""), is_server=_is_server(base, point)),
+        generation=generation_of(engine, _engine_version(entry), is_server=_is_server(base, point)),
         weight_precision=label, is_weight_only=is_weight_only,
         kv_precision=_kv_precision(entry, label, engine, is_mlperf), isl=isl, osl=osl, osl_cv2=cv2, scenario=scenario,
         load=load, layout=layout, alternatives=alternatives, replicas=replicas,
@@ -268,6 +268,11 @@ def engine_name(framework: str, chip: Accelerator) -> str:
     return ENGINES.get(name, name)
 
 
+def _engine_version(entry: Mapping[str, str]) -> str:
+    """Version of the engine itself: behind a router (`dynamo+tensorrt-llm`) the printed one is the router's image."""
+    return "" if "+" in entry.get("framework", "") else entry.get("framework_version", "")
+
+
 def version_of(text: str) -> tuple[int, int] | None:
     """Major and minor version in a text such as `v0.11.0`, `0.7.3 (ROCm 6.3.1)` or an image name; None without one."""
     match = re.search(r"(?:^|[^\d.])v?(\d+)\.(\d+)", text)
@@ -285,7 +290,7 @@ def generation_of(engine: str, version: str, *, is_server: bool) -> str:
         return "vllm-v0 server" if is_server else "vllm-v0 offline"
     if engine == "trtllm" and known is not None and known < (1, 0) and is_server:
         return "trtllm-v0 server"
-    if engine == "trtllm" and not is_server and (known is None or (1, 0) <= known < (9, 0)):
+    if engine == "trtllm" and not is_server and (version.startswith("docs") or (known and (1, 0) <= known < (9, 0))):
         return "trtllm-pytorch offline"
     return ""
 
