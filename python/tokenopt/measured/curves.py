@@ -245,6 +245,9 @@ def _binding(curve: Sequence[MeasuredPoint], limits: Limits, osl: float) -> list
     """Where, between neighbours of a curve, a limit begins to bind: the last place that keeps all of them."""
     if len(curve) < 2 or limits == Limits():
         return []
+    # Interpolation stays between its neighbours: where all points agree no limit begins to bind, and scipy stays unloaded.
+    if len({is_within(_at(point), limits, osl) for point in curve}) == 1:
+        return []
     between = Interpolation(curve)
     found = []
     last = len(curve) - 1
