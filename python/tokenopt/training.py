@@ -344,8 +344,11 @@ def _infeasible(problem: CompiledTraining, answer: Mapping[str, Any]) -> Infeasi
     if rejected["batch"]:
         sequences = problem.core["job"]["global_batch"]
         return InfeasibleError(
-            f"no layout in scope divides the global batch of {sequences:,.0f} sequences",
-            ["choose a batch with more divisors, or allow rounding with --batch-tolerance"],
+            f"no layout in scope divides the global batch of {sequences:,.6g} sequences",
+            [
+                "choose a batch with more divisors, allow rounding with --batch-tolerance, or say its unit with "
+                "--global-batch-unit"
+            ],
         )
     space = problem.core["space"]
     within = f" with {', '.join(f'{name}={value}' for name, value in space.items())}" if space else ""

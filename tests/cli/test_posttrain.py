@@ -12,6 +12,7 @@ import pytest
 
 import tokenopt as api
 from tests.conftest import answer_of
+from tokenopt.catalog.posttraining import FOLDER
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -122,6 +123,15 @@ def test_measured_steps_are_predicted_scored_and_fitted(tokenopt: Run, tmp_path:
     broken = tokenopt("validate", "posttraining", "--data", str(STEPS), "--leave-out", "moon")
     assert broken.returncode == 2
     assert "expected model, stack, group, row" in broken.stderr
+
+
+def test_the_shipped_calibration_is_the_fit_of_the_bundled_steps(tokenopt: Run, tmp_path: Path) -> None:
+    assert tokenopt("calibrate", "posttraining", "--out", "again.toml").returncode == 0
+    shipped = max(FOLDER.glob("posttraining-*.toml"))
+    assert (tmp_path / "again.toml").read_bytes() == shipped.read_bytes()
+    scores = answer_of(tokenopt("validate", "posttraining", "--format", "json"))["scores"]
+    assert scores["nemo-rl"]["median"] < 15
+    assert scores["all"]["median"] < 20
 
 
 USAGE = {

@@ -145,7 +145,8 @@ INFEASIBLE = {
     "a deadline nothing meets": (("--deadline-days", "0.1"), "relax --deadline-days to"),
     "a budget nothing meets": (("--max-usd", "10"), "relax --max-usd to"),
     "a model that fits nowhere": (("--max-chips", "1"), "GB per chip"),
-    "a batch nothing divides": (("--global-batch", "1", "--micro-batch", "1", "--dp", "1", "--pp", "64"), "legal"),
+    "a batch between two sequences": (("--global-batch", "30000"), "divides the global batch of 3.66211 sequences"),
+    "a degree nothing allows": (("--global-batch", "1", "--micro-batch", "1", "--dp", "1", "--pp", "64"), "legal"),
 }
 
 

@@ -232,7 +232,10 @@ def training(
         label += ", one anchor"
     result = validate.score(label, compiled, predictions)
     if rows_out is not None:
-        write_atomically(rows_out, validate.rows_csv(compiled, predictions).encode())
+        from tokenopt.measured.posttraining_fit import columns_of_steps
+
+        steps = columns_of_steps(files, registry, leave_out)
+        write_atomically(rows_out, validate.rows_csv(compiled, predictions, steps).encode())
         say(f"rows written to {rows_out}")
     if output_format == "json":
         click.echo(json.dumps(validate.to_dict(result), indent=2))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BUNDLED = Path(__file__).parent / "data" / "training_published.csv"
+BUNDLED = Path(__file__).parent / "data" / "rl_steps.csv"
 
 PRIORS = {
     "generation_factor": (1.5, 0.5),
@@ -249,9 +249,51 @@ def score(rows: Sequence[RlRow], seconds: NDArray[np.float64]) -> dict[str, dict
     }
 
 
+_LEFT_OUT_AS = {"model": "model", "group": "group", "framework": "stack"}
+"""What is left out of these steps when it is left out of training steps."""
+
+
+def columns_of_steps(
+    files: Sequence[Path], registry: PluginRegistry, leave_out: str | None = None
+) -> dict[str, dict[str, str]]:
+    """Columns of the step of each reinforcement-learning row, by id, for a table that also holds other rows.
+
+    Args:
+        files: Files of rows; the bundled steps without any.
+        registry: Plugins that describe the accelerators.
+        leave_out: What the other rows leave out; None = the shipped calibration predicts. What does not apply to these
+            rows gives none.
+    """
+    from tokenopt.catalog.posttraining import default_posttraining_calibration
+
+    compiled = compile_rl(read_entries(files), registry)
+    columns = {row_id: {"reason": reason} for row_id, reason in compiled.refused.items()}
+    if not compiled.rows or (leave_out and leave_out not in _LEFT_OUT_AS):
+        return columns
+    if leave_out:
+        seconds = left_out(RlCalibrator(compiled), _LEFT_OUT_AS[leave_out])
+    else:
+        seconds = calibrated_predictions(compiled, default_posttraining_calibration())
+    for row, value in zip(compiled.rows, seconds, strict=True):
+        columns[row.id] = _columns(row, float(value))
+    return columns
+
+
 COLUMNS = (
     "id", "step_time_s", "tokens_per_s_per_chip", "pred_step_time_s", "pred_tokens_per_s_per_chip", "assumed", "reason",
 )  # fmt: skip
+
+
+def _columns(row: RlRow, seconds: float) -> dict[str, str]:
+    measured = row.step_time_s
+    return {
+        "id": row.id,
+        "step_time_s": f"{measured:.6g}" if measured else "",
+        "tokens_per_s_per_chip": f"{tokens_per_s_per_chip(row, measured):.6g}" if measured else "",
+        "pred_step_time_s": f"{seconds:.6g}",
+        "pred_tokens_per_s_per_chip": f"{tokens_per_s_per_chip(row, seconds):.6g}",
+        "assumed": ", ".join(row.assumed),
+    }
 
 
 def rows_csv(compiled: CompiledRl, seconds: NDArray[np.float64]) -> str:
@@ -260,17 +302,7 @@ def rows_csv(compiled: CompiledRl, seconds: NDArray[np.float64]) -> str:
     writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row, value in zip(compiled.rows, seconds, strict=True):
-        measured = row.step_time_s
-        writer.writerow(
-            {
-                "id": row.id,
-                "step_time_s": f"{measured:.6g}" if measured else "",
-                "tokens_per_s_per_chip": f"{tokens_per_s_per_chip(row, measured):.6g}" if measured else "",
-                "pred_step_time_s": f"{value:.6g}",
-                "pred_tokens_per_s_per_chip": f"{tokens_per_s_per_chip(row, value):.6g}",
-                "assumed": ", ".join(row.assumed),
-            }
-        )
+        writer.writerow(_columns(row, float(value)))
     for row_id, reason in compiled.refused.items():
         writer.writerow({"id": row_id, "reason": reason})
     return text.getvalue()

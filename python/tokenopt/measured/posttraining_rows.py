@@ -18,6 +18,7 @@ from tokenopt.catalog.models import load_bundled_model
 from tokenopt.errors import SpecError
 from tokenopt.plugins import PluginRegistry
 from tokenopt.problem import DEFAULT_PUE, core_accelerator
+from tokenopt.training_problem import training_stacks
 
 RL_TASKS = ("grpo", "dapo", "ppo", "rlhf")
 """Tasks whose step begins with answers of the policy."""
@@ -286,7 +287,7 @@ def _problem(row: RlRow, registry: PluginRegistry) -> dict[str, Any]:
                 "kv_precision": "bf16", "parameters": parameters,
             }
         ],
-        "trainers": [{"accelerator": 0, "label": "bf16", "format": "bf16"}],
+        "trainers": training_stacks([chip], ("bf16",), models[0])[1],
         "max_chips": row.chips,
         "may_overlap": row.is_overlapped,
         "placements": ["split" if row.is_overlapped else "colocated"],

@@ -274,10 +274,19 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def rows_csv(compiled: CompiledTraining, predictions: NDArray[np.float64]) -> str:
+def rows_csv(
+    compiled: CompiledTraining,
+    predictions: NDArray[np.float64],
+    steps_of_stages: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
     """Every row of the input with its prediction or the reason why there is none.
 
     Utilisation and FLOP/s are predicted in the convention of the row's source, so that they compare with what it prints.
+
+    Args:
+        compiled: The rows.
+        predictions: What the core predicts for each.
+        steps_of_stages: Columns by id of rows that time a reinforcement-learning step, predicted elsewhere.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
@@ -315,8 +324,9 @@ def rows_csv(compiled: CompiledTraining, predictions: NDArray[np.float64]) -> st
                 "layout": json.dumps(layouts[index]),
             }
         )
+    others = steps_of_stages or {}
     for row_id, reason in compiled.refused.items():
-        writer.writerow({"id": row_id, "reason": reason})
+        writer.writerow({"id": row_id, **others.get(row_id, {"reason": reason})})
     return text.getvalue()
 
 

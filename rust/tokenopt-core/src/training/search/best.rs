@@ -211,7 +211,7 @@ pub struct TrainRejections {
 }
 
 impl TrainRejections {
-    fn merge(&mut self, other: &Self) {
+    pub(super) fn merge(&mut self, other: &Self) {
         self.does_not_fit += other.does_not_fit;
         self.deadline += other.deadline;
         self.budget += other.budget;

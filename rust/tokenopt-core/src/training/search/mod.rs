@@ -57,6 +57,9 @@ pub fn search(problem: &TrainProblem, stop: &AtomicBool) -> Result<TrainAnswer, 
         if let Some(miss) = closest.memory_miss {
             findings.consider_miss(miss);
         }
+        if closest.feasible == 0 {
+            findings.rejected.merge(&closest.rejected);
+        }
         closest
             .top
             .entries()
