@@ -87,7 +87,35 @@ def trust() -> str:
         "prices": f"{len(registry.offers)} ({_counts(terms)}), those with a full date from {days[0]} to {days[-1]}; "
         f"{doubtful} are doubtful and not ranked",
     }
-    return "\n".join(["| part | rests on |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items())])
+    lines = ["| part | rests on |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items())]
+    if calibration.accuracy:
+        lines += ["", *_accuracy(calibration.accuracy)]
+    return "\n".join(lines)
+
+
+LEFT_OUT = {
+    "in-sample": "nothing (in-sample)",
+    "shape": "model, accelerator, format and lengths",
+    "accelerator": "an accelerator of a known family",
+    "group": "a model on an accelerator",
+    "model": "a model",
+    "in-sample pools": "nothing (in-sample), disaggregated pools",
+    "group pools": "a model on an accelerator, disaggregated pools",
+}
+
+
+def _accuracy(accuracy: Any) -> Iterator[str]:
+    """Errors of the shipped calibration, as its file holds them."""
+    yield "| refitted without | time per token | tokens/s per chip | time to first token |"
+    yield "| --- | --- | --- | --- |"
+    for what, text in LEFT_OUT.items():
+        cells = [
+            " / ".join(f"{value:.1f}" for value in accuracy[what][quantity])
+            for quantity in ("tpot", "output_tps_per_chip", "ttft")
+        ]
+        yield f"| {text} | {' | '.join(cells)} |"
+    yield ""
+    yield "Median / P90 of the absolute error in percent, `tokenopt validate serving --leave-out NAME`; see docs/accuracy.md."
 
 
 def _is_day(text: str) -> bool:

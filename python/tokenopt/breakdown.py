@@ -101,7 +101,12 @@ def explain(
     calibration = problem.calibration
     stack = problem.stacks[point["stack"]]
     origins = parameter_origins(
-        calibration, stack.engine.name, stack.accelerator.family, stack.weight_precision, stack.engine.parameters
+        calibration,
+        stack.engine.name,
+        stack.accelerator.family,
+        stack.weight_precision,
+        stack.engine.parameters,
+        as_of=(problem.request.engine or "").partition("@")[2],
     )
     return Explanation(
         solution=name_solution(problem, 1, answer["solution"]),

@@ -6,6 +6,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tokenopt.errors import SpecError
@@ -62,6 +63,7 @@ class SearchRequest:
         hardware: Globs on accelerator keys.
         vendor: Vendors.
         engine: `NAME` or `NAME@DATE`.
+        anchor: File of one or two measured points of a stack, which shift its prediction.
         provider: Globs on providers.
         region: Globs on regions.
         term: Only offers of this term.
@@ -116,6 +118,7 @@ class SearchRequest:
     hardware: Sequence[str] = ()
     vendor: Sequence[str] = ()
     engine: str | None = None
+    anchor: str | Path | None = None
     provider: Sequence[str] = ()
     region: Sequence[str] = ()
     term: str | None = None

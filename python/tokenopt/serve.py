@@ -294,7 +294,12 @@ def compile_request(request: SearchRequest | None, registry: PluginRegistry, **o
         request = SearchRequest(**options)
     elif options:
         raise SpecError("give either a request or single options, not both")
-    return build_problem(request, registry)
+    problem = build_problem(request, registry)
+    if problem.request.anchor is None:
+        return problem
+    from tokenopt.measured.anchors import anchored
+
+    return anchored(problem, registry)
 
 
 def run(problem: CompiledProblem, registry: PluginRegistry) -> SearchResult:

@@ -44,6 +44,7 @@ class Calibration:
         spread: Log standard deviation of measured over predicted time per token, by novelty class.
         source: Where the data come from.
         fitted: Parameters whose global value was fitted; the others hold their prior.
+        accuracy: Median and P90 of the error in percent, by what was left out and quantity.
         family_spread: Log standard deviation of measured over predicted time of a left-out model, by family that was
             fitted on top.
         over: Calibration that its deviations stand on; empty for one that stands alone.
@@ -58,6 +59,7 @@ class Calibration:
     spread: Mapping[str, float]
     source: str
     fitted: tuple[str, ...] = ()
+    accuracy: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     family_spread: Mapping[str, float] = field(default_factory=dict)
     over: str = ""
 
@@ -274,6 +276,7 @@ def load_calibration(path: Path) -> Calibration:
             spread={name: float(value) for name, value in data.get("spread", {}).items()},
             source=header["source"],
             fitted=tuple(data.get("uncertainty", {})),
+            accuracy=data.get("accuracy", {}),
             family_spread={name: float(value) for name, value in data.get("family_spread", {}).items()},
             over=str(header.get("over", "")),
         )

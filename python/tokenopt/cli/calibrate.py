@@ -115,7 +115,7 @@ def _sweeps(files: tuple[Path, ...], out: Path) -> None:
     from tokenopt.report.files import write_atomically
 
     cleaned, compiled = load(files, default_registry())
-    fit, spread = calibrate(compiled)
+    calibrated = calibrate(compiled)
     newest = max((row.date for row in compiled.rows if row.date), default="")
     versions = sorted({f"{row.engine} {row.version}" for row in compiled.rows if row.version})
     header = {
@@ -127,7 +127,10 @@ def _sweeps(files: tuple[Path, ...], out: Path) -> None:
         + f" ({', '.join(file.name for file in files or (BUNDLED_ROWS,))})",
         "engine_versions": ", ".join(versions),
     }
-    write_atomically(out, to_toml(fit, header, seen_names(compiled), spread).encode())
+    write_atomically(
+        out,
+        to_toml(calibrated.fit, header, seen_names(compiled), calibrated.spread, accuracy=calibrated.accuracy).encode(),
+    )
     dropped = sum(len(ids) for ids in cleaned.dropped.values())
     say(
         f"{len(compiled.rows)} rows fitted, {dropped} dropped by rules, {len(compiled.refused)} not predictable; {out} written"

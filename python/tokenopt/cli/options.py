@@ -62,6 +62,7 @@ scope_options = _stack(
     click.option("--engine", metavar="NAME[@DATE]", help="Serving engine; the newest calibration by default."),
     click.option("--calibration", metavar="FILE", help="Calibration file, or `shipped`; by default the shipped one with your "
                  "own on top (`calibrate serving --mine`)."),
+    click.option("--anchor", metavar="FILE", help="Measured points of a stack (CSV or JSON) that shift its prediction."),
     click.option("--precision", help="Weight precision (native, bf16, fp8, int8, int4, mxfp4, nvfp4, fp4)."),
     click.option("--kv-precision", help="KV-cache precision (bf16, fp8, fp4)."),
 )  # fmt: skip

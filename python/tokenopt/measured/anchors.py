@@ -10,7 +10,7 @@ import csv
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from tokenopt.errors import SpecError
 from tokenopt.measured.rows import CompiledRows, compile_rows
 from tokenopt.measured.serving_data import clean
 from tokenopt.plugins import PluginRegistry
+from tokenopt.problem import Assumption, CompiledProblem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,6 +184,33 @@ def read_anchors(path: Path, registry: PluginRegistry, calibration: Calibration)
         key: Anchor(float(values[names.index(DECODE)]), float(values[names.index(PREFILL)]), keys.count(key))
         for key, values in zip(keys, anchored, strict=True)
     }
+
+
+def anchored(problem: CompiledProblem, registry: PluginRegistry) -> CompiledProblem:
+    """A problem whose stacks are shifted by the measured points of its request.
+
+    Raises:
+        SpecError: The file cannot be used, or none of its points is of a stack in scope.
+    """
+    path = Path(str(problem.request.anchor))
+    anchors = read_anchors(path, registry, problem.calibration)
+    applied: list[Assumption] = []
+    for info, stack in zip(problem.stacks, problem.core["stacks"], strict=True):
+        key = (problem.model.key, info.accelerator.key, info.engine.name, info.weight_precision)
+        anchor = anchors.get(key)
+        if anchor is None:
+            continue
+        stack["parameters"] = {**stack["parameters"], DECODE: anchor.decode, PREFILL: anchor.prefill}
+        text = f"decode steps x{anchor.decode:.2f}, prefill x{anchor.prefill:.2f}"
+        why = f"{anchor.points} measured points of {path.name}"
+        assumption = Assumption(f"anchor {info.accelerator.key} {info.engine.name} {info.weight_precision}", text, why)
+        if assumption not in applied:
+            applied.append(assumption)
+    if not applied:
+        raise SpecError(
+            f"anchor {path}: none of its points is of a stack in scope: {', '.join(' '.join(key) for key in anchors)}"
+        )
+    return replace(problem, assumptions=[*problem.assumptions, *applied])
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

@@ -348,6 +348,7 @@ def to_toml(
     seen: Mapping[str, Sequence[str]],
     spread: Mapping[str, float],
     command: str = "serving",
+    accuracy: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
 ) -> str:
     """The calibration file: sorted, rounded to six digits, so that a refit gives the same text.
 
@@ -357,6 +358,7 @@ def to_toml(
         seen: Names with rows behind them, by level.
         spread: Log standard deviation of measured over predicted time, by novelty.
         command: Which `tokenopt calibrate` command writes it.
+        accuracy: Median and P90 of the error in percent, by what was left out and quantity.
 
     Returns:
         TOML text.
@@ -383,4 +385,9 @@ def to_toml(
     ]
     lines += ["", "# Log standard deviation of measured over predicted cost per token, left-out rows.", "[spread]"]
     lines += [f"{name} = {value:.3g}" for name, value in spread.items()]
+    if accuracy:
+        lines += ["", "# Median and P90 of the error in percent, in-sample and of refits without what is named."]
+    for what, quantities in (accuracy or {}).items():
+        lines += ["", f"[accuracy.{quoted(what)}]"]
+        lines += [f"{quantity} = [{median:.1f}, {p90:.1f}]" for quantity, (median, p90) in quantities.items()]
     return "\n".join(lines) + "\n"

@@ -28,6 +28,9 @@ LEAVE_OUT: Mapping[str, Callable[[ServingRow], object]] = {
 }
 """What is left out at a time: a shape of a stack, a model on an accelerator, every row of a model, of an accelerator."""
 
+NOVELTY = {"group": "new_pair", "model": "new_model", "accelerator": "new_accelerator"}
+"""Class of novelty that a leave-out stands for."""
+
 SHAPE_FOLDS = 10
 """Shapes are many: they are left out in ten folds."""
 
@@ -264,15 +267,31 @@ def rows_csv(cleaned: CleanRows, compiled: CompiledRows, predictions: NDArray[np
     return text.getvalue()
 
 
-def calibrate(compiled: CompiledRows, structure: Structure | None = None) -> tuple[Fit, dict[str, float]]:
-    """Fits all rows, and measures the spread of residuals by how new a case is.
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """A calibration with what is known of its error.
+
+    Attributes:
+        fit: The fitted set.
+        spread: Log standard deviation of measured over predicted throughput by novelty class.
+        accuracy: Median and P90 of the error in percent, by what was left out and quantity, aggregated rows; in-sample, and
+            of decode pools, under their own names.
+    """
+
+    fit: Fit
+    spread: dict[str, float]
+    accuracy: dict[str, dict[str, tuple[float, float]]]
+
+
+def calibrate(compiled: CompiledRows, structure: Structure | None = None) -> Calibrated:
+    """Fits all rows, and measures the error by how new a case is.
 
     Args:
         compiled: Rows.
         structure: Deviations of the fit.
 
     Returns:
-        The fit, and the log standard deviation of measured over predicted throughput by novelty class.
+        The fit with its errors.
     """
     import numpy as np
 
@@ -280,21 +299,38 @@ def calibrate(compiled: CompiledRows, structure: Structure | None = None) -> tup
     exponents = calibrator.fit()
     fit = calibrator.result(exponents)
     scored = np.array([row.is_scored for row in compiled.rows])
-    measured = np.array([row.output_tps_per_chip for row in compiled.rows])
+    is_pool = np.array([row.prefill is not None for row in compiled.rows])
+    measured = {
+        "tpot": np.array([row.tpot_s for row in compiled.rows]),
+        "ttft": np.array([row.ttft_s or np.nan for row in compiled.rows]),
+        "output_tps_per_chip": np.array([row.output_tps_per_chip for row in compiled.rows]),
+    }
 
     def spread(predictions: NDArray[np.float64]) -> float:
-        logs = np.abs(np.log(predictions[:, 2] / measured))[scored]
+        logs = np.abs(np.log(predictions[:, 2] / measured["output_tps_per_chip"]))[scored]
         # The 80% quantile of a centred normal is 1.2816 standard deviations: the interval is judged at P10 and P90.
         return float(np.nanpercentile(logs, 80) / 1.2816)
 
-    spreads = {"seen": spread(calibrator.predict(exponents))}
-    for novelty, what in (("new_pair", "group"), ("new_model", "model"), ("new_accelerator", "accelerator")):
-        keys = [LEAVE_OUT[what](row) for row in compiled.rows]
-        predictions = compiled.predict_each(calibrator.leave_out(keys, exponents))
-        spreads[novelty] = max(spread(predictions), *spreads.values())
+    def errors(predictions: NDArray[np.float64], is_counted: NDArray[np.bool_]) -> dict[str, tuple[float, float]]:
+        found = {}
+        for column, quantity in enumerate(measured):
+            error = _errors((predictions[:, column] / measured[quantity])[is_counted & scored])
+            found[quantity] = (error.median, error.p90)
+        return found
+
+    in_sample = calibrator.predict(exponents)
+    spreads = {"seen": spread(in_sample)}
+    accuracy = {"in-sample": errors(in_sample, ~is_pool), "in-sample pools": errors(in_sample, is_pool)}
+    for what in LEAVE_OUT:
+        predictions = compiled.predict_each(calibrator.leave_out(leave_out_keys(compiled, what), exponents))
+        accuracy[what] = errors(predictions, ~is_pool)
+        if what == "group":
+            accuracy["group pools"] = errors(predictions, is_pool)
+        if what in NOVELTY:
+            spreads[NOVELTY[what]] = max(spread(predictions), *spreads.values())
     # Nothing of the kind is among the rows, so nothing can be left out: twice the spread of a new chip of a known family.
     spreads["new_family"] = 2.0 * spreads["new_accelerator"]
-    return fit, spreads
+    return Calibrated(fit, spreads, accuracy)
 
 
 def seen_names(compiled: CompiledRows) -> dict[str, list[str]]:
