@@ -137,15 +137,34 @@ def test_a_refit_reproduces_the_shipped_file(tmp_path: Path) -> None:
 
 def test_an_anchor_draws_its_own_stack_towards_the_measurement(tmp_path: Path) -> None:
     def tpot(*arguments: object) -> float:
-        found = invoke("explain", "--model", "llama-3.1-70b", "--hardware", "h100-sxm", "--engine", "vllm", "--precision", "fp8",
+        found = invoke("explain", "--model", "qwen2.5-72b", "--hardware", "h100-sxm", "--engine", "vllm", "--precision", "fp8",
                        "--isl", 1000, "--osl", 1000, "--tp", 4, "--pp", 1, "--attn-dp", 1, "--batch", 16, "--price",
                        "h100-sxm=2", "--format", "json", *arguments)  # fmt: skip
         assert found.exit_code == 0, found.output
         return float(json.loads(found.stdout)["solution"]["tpot_ms"])
 
     plain = tpot()
-    points = write(tmp_path / "points.csv", [entry(id="1", tpot_ms=30), entry(id="2", tpot_ms=40, concurrency=64)])
-    assert 1.4 < tpot("--anchor", points) / plain < 2.6
+    points = write(
+        tmp_path / "points.csv",
+        [
+            entry(id="1", model="qwen2.5-72b", tpot_ms=30),
+            entry(id="2", model="qwen2.5-72b", tpot_ms=40, concurrency=64),
+        ],
+    )
+    assert 1.3 < tpot("--anchor", points) / plain < 2.6
+
+
+@pytest.mark.slow
+def test_two_points_a_stack_halve_the_error_on_what_was_left_out() -> None:
+    plain, anchored = (
+        json.loads(
+            invoke("validate", "serving", "--leave-out", "group", "--anchors", points, "--format", "json").stdout
+        )
+        for points in (0, 2)
+    )
+    medians = [answer["by"]["mode"]["agg"]["tpot_ms"]["median"] for answer in (plain, anchored)]
+    assert medians[1] < 0.65 * medians[0]
+    assert medians[1] < 8.0
 
 
 def test_an_anchor_of_another_stack_is_refused(tmp_path: Path) -> None:

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DECODE, PREFILL = "decode_anchor", "prefill_anchor"
-DECODE_SD, PREFILL_SD = 0.25, 0.6
-"""Log standard deviation of what a new stack's decode steps and prefill deviate by from its prediction."""
-TPOT_NOISE, TTFT_NOISE = 0.06, 0.35
+NEW_SD = (0.2, 0.4)
+SEEN_SD = (0.05, 0.15)
+"""Log standard deviation of what decode steps and prefill of a stack deviate by from prediction: of one whose model was not
+calibrated on its accelerator, and of one that was, where little is left to learn from two points."""
+NOISE = (0.1, 0.5)
 """Log standard deviation of a point around its stack's curve, time per output token and time to first token."""
 STEP = 1e-4
 ITERATIONS = 8
@@ -53,7 +55,11 @@ class Anchor:
 
 
 def fit_anchors(
-    compiled: CompiledRows, sets: NDArray[np.float64], stacks: Sequence[object], picked: Sequence[int]
+    compiled: CompiledRows,
+    sets: NDArray[np.float64],
+    stacks: Sequence[object],
+    picked: Sequence[int],
+    is_seen: Sequence[bool],
 ) -> NDArray[np.float64]:
     """Parameter sets of all rows, those of stacks with a picked row anchored.
 
@@ -62,6 +68,7 @@ def fit_anchors(
         sets: One parameter set a row.
         stacks: Stack of each row.
         picked: Rows whose measurement anchors their stack.
+        is_seen: Whether the model of each row was calibrated on its accelerator.
 
     Returns:
         One parameter set a row.
@@ -76,8 +83,9 @@ def fit_anchors(
     owners = sorted({stacks[row] for row in rows}, key=str)
     owner_of = np.array([owners.index(stacks[row]) for row in rows])
     measured = np.log([[compiled.rows[row].tpot_s, compiled.rows[row].ttft_s or np.nan] for row in rows])
-    noise = np.array([TPOT_NOISE, TTFT_NOISE])
-    prior_sd = np.array([DECODE_SD, PREFILL_SD])
+    noise = np.array(NOISE)
+    seen_owners = {stacks[row] for row in rows if is_seen[row]}
+    prior_sds = np.array([SEEN_SD if owner in seen_owners else NEW_SD for owner in owners])
     log_factors = np.zeros((len(owners), 2))
 
     def logs(factors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -98,8 +106,8 @@ def fit_anchors(
         for owner in range(len(owners)):
             own = owner_of == owner
             jacobian = np.stack([slope[own].ravel() for slope in slopes], axis=1)
-            hessian = jacobian.T @ jacobian + np.diag(prior_sd**-2)
-            gradient = jacobian.T @ here[own].ravel() + log_factors[owner] / prior_sd**2
+            hessian = jacobian.T @ jacobian + np.diag(prior_sds[owner] ** -2)
+            gradient = jacobian.T @ here[own].ravel() + log_factors[owner] / prior_sds[owner] ** 2
             log_factors[owner] -= np.linalg.solve(hessian, gradient)
     anchored = sets.copy()
     for owner, name in enumerate(owners):
@@ -176,7 +184,8 @@ def read_anchors(path: Path, registry: PluginRegistry, calibration: Calibration)
         (row.model, row.accelerator, row.engine, compiled.levels[level][2])
         for row, level in zip(compiled.rows, compiled.sets, strict=True)
     ]
-    anchored = fit_anchors(compiled, sets, keys, range(len(keys)))
+    is_seen = [f"{row.model} {row.accelerator}" in calibration.seen.get("pair", ()) for row in compiled.rows]
+    anchored = fit_anchors(compiled, sets, keys, range(len(keys)), is_seen)
     from tokenopt import _core
 
     names = [entry["name"] for entry in json.loads(_core.serving_parameters())]

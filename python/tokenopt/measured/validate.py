@@ -171,7 +171,9 @@ def row_predictions(
             row.is_scored and bool(value == value) for row, value in zip(compiled.rows, predicted, strict=True)
         ]
         picked = random_picks(stacks, is_usable, anchors)
-        sets = fit_anchors(compiled, sets, stacks, picked)
+        pairs = () if leave_out else default_calibration().seen.get("pair", ())
+        is_seen = [f"{row.model} {row.accelerator}" in pairs for row in compiled.rows]
+        sets = fit_anchors(compiled, sets, stacks, picked, is_seen)
         label += f", {anchors} measured points a stack"
     return label, compiled.predict_each(sets), frozenset(picked)
 
