@@ -196,6 +196,7 @@ proptest! {
             let found = run(problem).best.into_iter().next();
             found.map_or((0.0, 1), |best| (best.output_tps_per_chip, best.batch_per_rank))
         };
+        problem.speculation = None;
         let plain = most(&problem);
         problem.speculation = Some(SpeculationSpec {
             depths: vec![0, 1, 3], acceptance: 0.0, accepted_tokens: None, draft: None,
