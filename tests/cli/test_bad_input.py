@@ -70,10 +70,7 @@ def test_usage(name: str, tokenopt: Run) -> None:
         (("--ttft-ms", "0.1"), ("time to first token", "relax --ttft-ms to")),
         (("--min-interactivity", "100000"), ("tokens/s/user", "relax --min-interactivity to")),
         (("--slo-ms", "50", "--target-tps", "1e7", "--max-chips", "4"), ("at most 4 chips", "relax --max-chips to")),
-        (
-            ("--model", "kimi-k3", "--hardware", "l4", "--tp", "1", "--pp", "1", "--attn-dp", "1"),
-            ("fits on no layout", "GB per chip"),
-        ),
+        (("--model", "kimi-k3", "--hardware", "t4", "--price", "t4=0.5"), ("fits on no layout", "GB per chip")),
     ],
 )
 def test_infeasible_names_the_limit_to_relax(flags: tuple[str, ...], expected: tuple[str, str], tokenopt: Run) -> None:
