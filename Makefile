@@ -10,6 +10,8 @@ SEARCH ?= --slo-ms 50 --target-tps 1e6
 PYTEST ?=
 VENV ?= .venv
 CARGO ?= cargo
+# Random cases of the Rust tests: the same in every run, so that a red build is red again; another seed looks elsewhere.
+export PROPTEST_RNG_SEED ?= 1
 
 IS_NEW_PYTHON := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11 python,\

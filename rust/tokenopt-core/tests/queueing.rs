@@ -111,11 +111,11 @@ proptest! {
             prop_assert!(-below < off && off < above, "{name}: {off:+.2} at a load of {load:.2}");
             Ok(())
         };
-        check("mean tpot", mean.tpot_s, tpot.mean, 0.20, 0.05)?;
+        check("mean tpot", mean.tpot_s, tpot.mean, 0.30, 0.05)?;
         check("mean ttft", mean.ttft_s, found.ttft_ms.mean, 0.35, 0.40)?;
-        check("median tpot", at(0.5).tpot_s, tpot.p50, 0.20, 0.05)?;
+        check("median tpot", at(0.5).tpot_s, tpot.p50, 0.30, 0.05)?;
         check("median ttft", at(0.5).ttft_s, found.ttft_ms.p50, 0.30, 0.45)?;
-        check("p90 tpot", at(0.9).tpot_s, tpot.p90, 0.30, 0.05)?;
+        check("p90 tpot", at(0.9).tpot_s, tpot.p90, 0.40, 0.05)?;
         check("p90 ttft", at(0.9).ttft_s, found.ttft_ms.p90, 0.45, 0.50)?;
         check("p99 tpot", at(0.99).tpot_s, tpot.p99, 0.40, 0.05)?;
         check("p99 ttft", at(0.99).ttft_s, found.ttft_ms.p99, 0.55, 0.80)?;
