@@ -162,7 +162,7 @@ def test_validate_writes_a_line_for_every_row(tokenopt: Run, tmp_path: Path) -> 
         {**ROW, "id": "new software", "framework": "own", "source": "me"},
         {**ROW, "id": "rl", "task": "grpo"},
         {**ROW, "id": "unknown chip", "gpu": "quantum-1"},
-        {**ROW, "id": "unknown model", "model": "nobody-1b"},
+        {**ROW, "id": "unknown model", "model": "nobody"},
     ]
     data, out = write(tmp_path / "data.csv", rows), tmp_path / "out.csv"
     result = tokenopt("validate", "training", "--data", str(data), "--rows", str(out), "--format", "json")

@@ -73,27 +73,14 @@ def resolve_model(name_or_path: str, extra: Mapping[str, Model] | None = None) -
         from tokenopt.catalog.huggingface import load_huggingface_config
 
         return load_huggingface_config(path)
-    for candidate in _alias_keys(key):
-        if candidate in bundled_model_keys():
-            return load_bundled_model(candidate)
     by_hf_id = {model.hf_id.lower(): model for model in extra.values()}
     if key in by_hf_id:
         return by_hf_id[key]
-    if "/" in key:
-        for bundled in bundled_model_keys():
-            if load_bundled_model(bundled).hf_id.lower() == key:
-                return load_bundled_model(bundled)
+    from tokenopt.catalog.model_names import model_key
+
+    if (alias := model_key(text)) != "":
+        return load_bundled_model(alias)
     raise _unknown(text, [*bundled_model_keys(), *extra])
-
-
-def _alias_keys(key: str) -> list[str]:
-    """Catalogue keys that a Hugging Face id or a dated or instruct name stands for."""
-    name = key.rsplit("/", 1)[-1]
-    candidates = [name]
-    for suffix in ("-instruct", "-it", "-chat", "-base", "-hf", "-fp8", "-nvfp4", "-0528", "-0324"):
-        candidates += [candidate.removesuffix(suffix) for candidate in candidates if candidate.endswith(suffix)]
-    candidates += [candidate.removeprefix("meta-") for candidate in candidates if candidate.startswith("meta-")]
-    return candidates
 
 
 def _unknown(name: str, known: list[str]) -> SpecError:

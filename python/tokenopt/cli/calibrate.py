@@ -149,7 +149,8 @@ def training(files: tuple[Path, ...], out: Path, debug: bool) -> None:  # noqa: 
     The same rows give the same file, to the byte.
     """
     from tokenopt.measured.fit import to_toml
-    from tokenopt.measured.training_validate import BUNDLED_ROWS, calibrate, load, seen_names
+    from tokenopt.measured.training_data import BUNDLED_ROWS
+    from tokenopt.measured.training_validate import calibrate, load, seen_names
     from tokenopt.plugins import default_registry
     from tokenopt.report.files import check_writable, write_atomically
 

@@ -56,6 +56,7 @@ def serving(
     if rows_out is not None:
         check_writable(rows_out)
     from tokenopt.errors import SpecError
+    from tokenopt.measured.csv_rows import nothing_predicted
     from tokenopt.measured.published_validate import BUNDLED_PUBLISHED, split_files
 
     curves, published = split_files([*files, *([BUNDLED_PUBLISHED] if use_published else [])])
@@ -66,12 +67,14 @@ def serving(
             raise SpecError(f"{curves[0]} and {published[0]} have different columns, validate them one after the other")
         validate_published(published, leave_out, rows_out, output_format)
         return
-    cleaned, compiled = validate.load(files, default_registry())
+    cleaned, compiled = validate.load(files, default_registry(), may_be_empty=not (leave_out or anchors))
     label, predictions, picked = validate.row_predictions(compiled, leave_out, anchors)
     result = validate.score(label, cleaned, compiled, predictions, picked)
     if rows_out is not None:
         write_atomically(rows_out, validate.rows_csv(cleaned, compiled, predictions).encode())
         say(f"rows written to {rows_out}")
+    if not compiled.rows:
+        raise nothing_predicted(files, (*cleaned.unusable.values(), *compiled.refused.values()))
     if output_format == "json":
         click.echo(json.dumps(validate.to_dict(result), indent=2))
         return
@@ -209,6 +212,7 @@ def training(
     """
     from tokenopt.errors import SpecError
     from tokenopt.measured import training_validate as validate
+    from tokenopt.measured.csv_rows import nothing_predicted
     from tokenopt.measured.validate import Errors
     from tokenopt.plugins import default_registry
     from tokenopt.report.files import check_writable, write_atomically
@@ -218,7 +222,7 @@ def training(
     if search_layouts and leave_out:
         raise SpecError("--search-layouts scores the shipped calibration, it does not go with --leave-out")
     registry = default_registry()
-    compiled = validate.load(files, registry)
+    compiled = validate.load(files, registry, may_be_empty=not (leave_out or search_layouts or anchors))
     if search_layouts:
         compiled = validate.without_layouts(compiled, registry)
     if leave_out:
@@ -237,6 +241,10 @@ def training(
         steps = columns_of_steps(files, registry, leave_out)
         write_atomically(rows_out, validate.rows_csv(compiled, predictions, steps).encode())
         say(f"rows written to {rows_out}")
+        if not compiled.rows and not any("reason" not in step for step in steps.values()):
+            raise nothing_predicted(files, compiled.refused.values())
+    elif not compiled.rows:
+        raise nothing_predicted(files, compiled.refused.values())
     if output_format == "json":
         click.echo(json.dumps(validate.to_dict(result), indent=2))
         return

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenopt.catalog.model_names import model_key
 from tokenopt.errors import SpecError, TokenoptError
 from tokenopt.measured.columns import (
     COLUMNS,
@@ -21,7 +22,7 @@ from tokenopt.measured.columns import (
 )
 from tokenopt.measured.formats import inferencex, load_test, mlperf, mlperf_training, tables
 from tokenopt.measured.formats.document import Document, Parsed
-from tokenopt.measured.names import accelerator_key, hardware_in_path, model_key
+from tokenopt.measured.names import accelerator_key, hardware_in_path
 from tokenopt.measured.store import NewImport, write_imports
 
 if TYPE_CHECKING:

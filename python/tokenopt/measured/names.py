@@ -1,4 +1,4 @@
-"""What benchmark files call models, accelerators and engines, and what the catalogue calls them."""
+"""What benchmark files call accelerators and engines, and what the catalogue calls them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tokenopt.catalog.models import bundled_model_keys, load_bundled_model
-from tokenopt.prices.names import chip_by_name, chip_of_slice
+from tokenopt.prices.names import chip_by_name, chip_of_slice, variant_keys
 
-_MODEL_NAMES = Path(__file__).parent / "data" / "model_names.csv"
-_SUFFIXES = re.compile(
-    r"[-_.](instruct|it|chat|hf|base|fp8|fp4|nvfp4|mxfp4|bf16|fp16|int4|int8|w4a16|w8a8|awq|gptq|dynamic|kv|quark|preview|"
-    r"turbo|v0\.\d|v\d|0528|0324|2507|2512|amd|meta|pruned\d*|finetuned|block|ptpc|marlin|mtp)(?=$|[-_.])",
-    re.IGNORECASE,
-)
+_ACCELERATOR_NAMES = Path(__file__).parent / "data" / "accelerator_names.csv"
 _PRECISIONS = (
     ("nvfp4", "fp4"), ("mxfp4", "mxfp4"), ("fp4", "fp4"), ("fp8", "fp8"), ("bfloat16", "bf16"), ("bf16", "bf16"),
     ("float16", "fp16"), ("fp16", "fp16"), ("w4a16", "int4"), ("awq", "int4"), ("gptq", "int4"), ("uint4", "int4"),
@@ -28,7 +22,8 @@ _ENGINES = (
     ("dynamo+vllm", "dynamo-vllm"), ("mori+sglang", "mori-sglang"), ("trt", "trtllm"), ("tensorrt-llm", "trtllm"),
     ("tensorrtllm", "trtllm"), ("trtllm", "trtllm"), ("tensorrt", "trtllm"), ("vllm", "vllm"), ("sglang", "sglang"),
     ("sgl", "sglang"),
-    ("atom", "atom"), ("deepspeed", "deepspeed"), ("llama.cpp", "llama.cpp"), ("tgi", "tgi"), ("nemo", "nemo"),
+    ("atom", "atom"), ("deepspeed", "deepspeed"), ("llama.cpp", "llama.cpp"), ("tgi", "tgi"),
+    ("text-generation-inference", "tgi"), ("nemo", "nemo"),
     ("megatron", "megatron"), ("neuronx", "neuronx"), ("habana", "optimum-habana"), ("openvino", "openvino"),
     ("maxtext", "maxtext"), ("sambaflow", "sambaflow"),
 )  # fmt: skip
@@ -47,62 +42,10 @@ _IN_PATH = re.compile(
 
 
 @cache
-def _model_names() -> dict[str, str]:
-    with _MODEL_NAMES.open(encoding="utf-8", newline="") as file:
+def _accelerator_names() -> dict[str, str]:
+    """Keys by name without case and punctuation: what no provider's price table calls an accelerator."""
+    with _ACCELERATOR_NAMES.open(encoding="utf-8", newline="") as file:
         return {row["name"]: row["key"] for row in csv.DictReader(file)}
-
-
-@cache
-def _by_compact_name() -> dict[str, str]:
-    keys = {_compact(key): key for key in bundled_model_keys()}
-    for key in bundled_model_keys():
-        keys.setdefault(_compact(load_bundled_model(key).hf_id.rsplit("/", 1)[-1]), key)
-    keys.pop("", None)
-    return keys
-
-
-def _compact(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]", "", name.lower())
-
-
-@cache
-def model_key(name: str) -> str:
-    """Catalogue key of a model as a benchmark writes it; empty where the catalogue lacks it.
-
-    Formats and tuning in the name (`-FP8`, `-Instruct`) do not change the architecture and are left aside.
-    """
-    text = name.strip().lower()
-    if not text:
-        return ""
-    if text in _model_names():
-        return _model_names()[text]
-    last = [part for part in re.split(r"[/\\]", text) if part][-1:] or [""]
-    candidates = [last[0]]
-    while (shorter := _SUFFIXES.sub("", candidates[-1])) != candidates[-1]:
-        candidates.append(shorter)
-    # A size that ends a name may be followed by who packed it: llama-3.1-70b-instruct-neuralmagic.
-    for candidate in list(candidates):
-        plain = candidate.removeprefix("meta-").removeprefix("nvidia-").removeprefix("amd-")
-        candidates += [
-            plain,
-            plain.removesuffix(" pre-training"),
-            plain.replace("llama3", "llama-3").replace("llama2", "llama-2"),
-        ]
-    for candidate in candidates:
-        if candidate in _model_names():
-            return _model_names()[candidate]
-        key = _by_compact_name().get(_compact(candidate))
-        if key:
-            return key
-    return ""
-
-
-@cache
-def model_in_text(text: str) -> str:
-    """Catalogue key whose name stands inside a text such as a file name; the longest where several do."""
-    plain = _compact(text)
-    inside = [name for name in _by_compact_name() if len(name) >= 6 and name in plain]
-    return _by_compact_name()[max(inside, key=len)] if inside else ""
 
 
 def precision_in(text: str) -> str:
@@ -124,9 +67,13 @@ def accelerator_key(name: str) -> str:
     text = name.strip()
     if not text:
         return ""
-    short = re.sub(r"[^a-z0-9]", "", text.lower())
+    if text.lower() in {*variant_keys(), *_accelerator_names().values()}:
+        return text.lower()
+    short = re.sub(r"[^a-z0-9]|^(nvidia|amd|intel|google|cloud|huawei|aws)", "", re.sub(r"[^a-z0-9]", "", text.lower()))
     if short in _FAMILY_OF_SHORT:
         return _FAMILY_OF_SHORT[short]
+    if short in _accelerator_names():
+        return _accelerator_names()[short]
     if (plain_cloud := _CLOUD_CHIP.search(text)) is not None:
         return re.sub(r"[ _-]+", "-", plain_cloud.group(0).lower())
     if (ascend := re.search(r"ascend[ -]?(910[a-z]\d?)", text, re.IGNORECASE)) is not None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenopt.catalog.posttraining import PARAMETERS, PosttrainingCalibration
 from tokenopt.errors import SpecError
+from tokenopt.measured.csv_rows import read_rows
 from tokenopt.measured.posttraining_rows import RlRow, predict_rl_row, read_rl_rows, tokens_per_s_per_chip
 from tokenopt.plugins import PluginRegistry
 
@@ -80,15 +81,7 @@ def read_entries(files: Sequence[Path]) -> list[dict[str, str]]:
     """
     entries: list[dict[str, str]] = []
     for path in files or ([BUNDLED] if BUNDLED.exists() else []):
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                table = list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise SpecError(f"{path} cannot be read: {error}") from error
-        missing = [name for name in ("id", "task", "model", "gpu", "n_gpus") if not table or name not in table[0]]
-        if missing:
-            raise SpecError(f"{path} has no column {missing[0]}, expected those of published training tables")
-        entries += table
+        entries += read_rows(path, ("id", "task", "model", "gpu", "n_gpus"), "training_published.csv")
     if not entries:
         raise SpecError("no rows to read", ["--data FILE names a file of measured training steps"])
     return entries

@@ -16,12 +16,11 @@ from typing import Any
 from tokenopt.catalog.engines import default_calibration, resolve_parameters
 from tokenopt.catalog.models import load_bundled_model
 from tokenopt.errors import SpecError
+from tokenopt.measured.csv_rows import UNUSABLE
+from tokenopt.measured.training_data import RL_TASKS
 from tokenopt.plugins import PluginRegistry
 from tokenopt.problem import DEFAULT_PUE, core_accelerator
 from tokenopt.training_problem import training_stacks
-
-RL_TASKS = ("grpo", "dapo", "ppo", "rlhf")
-"""Tasks whose step begins with answers of the policy."""
 
 PROMPT_TOKENS = 150.0
 """Prompt length where only the mean of prompt and answer is printed: the mathematics sets in use lie near it."""
@@ -112,6 +111,8 @@ def stack_of(framework: str) -> str:
 
 def parse_rl_row(entry: Mapping[str, str]) -> RlRow | str:
     """One row of a published table, or why it cannot be predicted."""
+    if entry.get(UNUSABLE):
+        return entry[UNUSABLE]
     notes = entry.get("notes") or ""
     if notes.startswith("STAGE ROW"):
         return "one stage of a step, not a step"

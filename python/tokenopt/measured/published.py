@@ -6,7 +6,6 @@ print is inferred by a stated rule (:func:`_replica`, :func:`_lengths`) or the r
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 import tomllib
@@ -16,11 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tokenopt.errors import SpecError
+from tokenopt.measured.csv_rows import UNUSABLE, read_rows
 from tokenopt.measured.published_notes import operating_point
 from tokenopt.records import Accelerator
 
-PUBLISHED_COLUMNS = {"id", "model", "gpu", "framework", "scenario", "isl", "osl"}
+PUBLISHED_COLUMNS = ("id", "model", "gpu", "framework", "scenario", "isl", "osl")
 """Columns that tell this layout from that of concurrency sweeps."""
 
 _WORKLOADS = Path(__file__).parent / "data" / "workloads.toml"
@@ -162,7 +161,7 @@ class _Refusal(Exception):
 
 def is_published(columns: Sequence[str]) -> bool:
     """Whether a file has the columns of published measurements."""
-    return set(columns) >= PUBLISHED_COLUMNS
+    return {"scenario", "isl", "osl", "model"} <= set(columns)
 
 
 def read_published(raw: Sequence[Mapping[str, str]], chips: Mapping[str, Accelerator]) -> PublishedRows:
@@ -190,14 +189,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     Raises:
         SpecError: The file cannot be read or is empty.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SpecError(f"{path} cannot be read: {error}") from error
-    if not rows:
-        raise SpecError(f"{path} has no rows")
-    return rows
+    return read_rows(path, PUBLISHED_COLUMNS, "serving_published.csv")
 
 
 def _row(entry: Mapping[str, str], chips: Mapping[str, Accelerator]) -> PublishedRow:
@@ -205,6 +197,8 @@ def _row(entry: Mapping[str, str], chips: Mapping[str, Accelerator]) -> Publishe
     scenario = entry["scenario"]
     base = scenario.split("+")[0]
     chip = chips.get(entry["gpu"])
+    if entry.get(UNUSABLE):
+        raise _Refusal(entry[UNUSABLE])
     if not entry["gpu"]:
         raise _Refusal("accelerator not printed")
     if chip is None:
@@ -375,6 +369,10 @@ def _replica(
     has_attention_ranks = point.get("attn_dp") not in (None, "", "0")
     if not chips and tp:
         chips = float(tp * pp)
+    width = _worker_chips(chips, _number(point, "decode_workers")) if is_pool else None
+    if width and width > (tp or ep or width) * pp:
+        # A worker of a pool fills its chips: degrees below that leave out the ranks of attention and of experts.
+        return _worker_layout(width, pp, ep, has_attention_ranks), (), 1.0
     if not chips:
         chips = _chips_by_littles_law(point, isl, osl)
     if not chips and base.startswith("offline-max-"):
@@ -392,7 +390,7 @@ def _replica(
         first, *others = options
         return first, tuple(others), max(1.0, chips / first.chips)
     if not tp:
-        tp = ep or int(chips)
+        tp = ep if ep > 1 else int(chips)
     data_parallel = int(_number(point, "data_parallel") or 1)
     if tp * pp > chips and not is_pool:
         tp = max(1, int(chips) // pp)
@@ -403,6 +401,21 @@ def _replica(
     else:
         layout = Layout(tp=tp, pp=pp, ep=_divisor(ep or 1, tp))
     return layout, (), max(1.0, chips / layout.chips)
+
+
+def _worker_chips(chips: float | None, workers: float | None) -> int | None:
+    """Chips of one worker of a pool, None where that is not printed or no whole number."""
+    if not chips or not workers or chips % workers:
+        return None
+    return int(chips // workers)
+
+
+def _worker_layout(width: int, pp: int, ep: int, has_attention_ranks: bool) -> Layout:
+    """Layout of a worker whose printed degrees make up fewer chips than it has."""
+    ranks = max(1, width // pp)
+    if has_attention_ranks:
+        return Layout(pp=pp, attn_dp=ranks, ep=_divisor(ep, ranks) if ep > 1 else ranks)
+    return Layout(tp=ranks, pp=pp, ep=_divisor(ep or 1, ranks))
 
 
 def _divisor(ep: int, chips: int) -> int:
@@ -472,6 +485,9 @@ def _pools(point: Mapping[str, str], decode: Layout) -> Pools | None:
     ep = _divisor(int(_number(point, "prefill_ep") or 1), tp)
     has_ranks = point["prefill_attn_dp"] == "1"
     layout = Layout(tp=1, attn_dp=tp, ep=ep) if has_ranks else Layout(tp=tp, ep=ep)
+    width = _worker_chips(prefill_chips, _number(point, "prefill_workers"))
+    if width and width > layout.chips:
+        layout = _worker_layout(width, 1, ep, has_ranks)
     return Pools(
         prefill=layout,
         prefill_workers=_number(point, "prefill_workers") or max(1.0, prefill_chips / layout.chips),

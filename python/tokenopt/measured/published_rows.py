@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tokenopt.catalog.models import load_bundled_model, precision_label, weight_formats
+from tokenopt.catalog.models import precision_label, weight_formats
+from tokenopt.catalog.sized import architecture_of
 from tokenopt.errors import SpecError
 from tokenopt.measured.published import PublishedRow, PublishedRows
 from tokenopt.plugins import PluginRegistry
@@ -77,6 +78,7 @@ def compile_published(published: PublishedRows, registry: PluginRegistry) -> Com
     kept: list[PublishedRow] = []
     refused = dict(published.refused)
     models: dict[str, Any] = {}
+    architectures: dict[str, tuple[dict[str, Any], str]] = {}
     chips: dict[tuple[str, bool], Any] = {}
     levels: dict[StackLevel, int] = {}
     level_of: list[int] = []
@@ -85,12 +87,13 @@ def compile_published(published: PublishedRows, registry: PluginRegistry) -> Com
     for row in published.rows:
         chip = registry.accelerators[row.accelerator]
         try:
-            architecture = models.get(row.model) or dict(load_bundled_model(row.model).architecture)
+            architecture, stand_in = architectures.get(row.model) or architecture_of(row.model)
             label = precision_label(architecture, row.weight_precision)
             formats = weight_formats(architecture, row.weight_precision)
         except SpecError as error:
             refused[row.id] = error.message
             continue
+        architectures[row.model] = architecture, stand_in
         models.setdefault(row.model, architecture)
         described = core_accelerator(chip, DEFAULT_PUE)
         if row.is_weight_only:
@@ -101,7 +104,7 @@ def compile_published(published: PublishedRows, registry: PluginRegistry) -> Com
         vendors.append(chip.vendor)
         entries.append(_entry(row, list(models).index(row.model), list(chips).index((row.accelerator, row.is_weight_only)),
                               formats, level_of[-1]))  # fmt: skip
-        kept.append(row)
+        kept.append(replace(row, reason=row.reason or stand_in))
     problem = {"models": list(models.values()), "accelerators": list(chips.values()), "rows": entries}
     return CompiledPublished(kept, refused, list(levels), level_of, vendors, _core.ServingRows(json.dumps(problem)))
 

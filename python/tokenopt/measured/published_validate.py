@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from tokenopt.catalog.engines import Calibration, base_calibration, default_calibration
 from tokenopt.errors import SpecError
+from tokenopt.measured.csv_rows import columns_of, nothing_predicted
 from tokenopt.measured.published import PublishedRow, is_published, read_csv, read_published
 from tokenopt.measured.published_fit import LEAVE_OUT, FamilyCalibrator, FamilyFit, stack_parameters
 from tokenopt.measured.published_rows import NO_FIT, CompiledPublished, compile_published
+from tokenopt.measured.validate import without_nan
 from tokenopt.plugins import PluginRegistry
 
 if TYPE_CHECKING:
@@ -71,25 +73,25 @@ def split_files(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     curves: list[Path] = []
     published: list[Path] = []
     for file in files:
-        try:
-            with file.open(encoding="utf-8", newline="") as text:
-                columns = next(csv.reader(text), [])
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise SpecError(f"{file} cannot be read: {error}") from error
-        (published if is_published(columns) else curves).append(file)
+        (published if is_published(columns_of(file)) else curves).append(file)
     return curves, published
 
 
-def load_published(files: Sequence[Path], registry: PluginRegistry) -> CompiledPublished:
+def load_published(files: Sequence[Path], registry: PluginRegistry, *, may_be_empty: bool = False) -> CompiledPublished:
     """Reads and compiles files of published measurements.
+
+    Args:
+        files: Files with the columns of published measurements.
+        registry: Plugins that describe the accelerators.
+        may_be_empty: Whether files without a row that can be predicted are accepted, for their reasons.
 
     Raises:
         SpecError: A file cannot be read, or no row can be predicted.
     """
     raw = [entry for file in files for entry in read_csv(file)]
     compiled = compile_published(read_published(raw, registry.accelerators), registry)
-    if not compiled.rows:
-        raise SpecError(f"no row of {', '.join(map(str, files))} can be predicted")
+    if not compiled.rows and not may_be_empty:
+        raise nothing_predicted(files, compiled.refused.values())
     return compiled
 
 
@@ -152,6 +154,10 @@ def predictions(
     Raises:
         SpecError: Unknown name.
     """
+    if not compiled.rows:
+        import numpy as np
+
+        return "shipped calibration", np.empty((0, 4))
     if not leave_out:
         return "shipped calibration", compiled.predict(parameter_sets(compiled))
     if leave_out not in LEAVE_OUT:
@@ -502,11 +508,5 @@ def to_dict(validation: PublishedValidation) -> dict[str, Any]:
     from dataclasses import asdict
 
     plain = {"schema": 1, **asdict(validation)}
-    cleaned: dict[str, Any] = _without_nan(plain)
+    cleaned: dict[str, Any] = without_nan(plain)
     return cleaned
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without_nan(item) for name, item in value.items()}
-    return None if isinstance(value, float) and value != value else value

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tokenopt.catalog.engines import quarter_of
-from tokenopt.catalog.models import load_bundled_model, precision_label, weight_formats
+from tokenopt.catalog.models import precision_label, weight_formats
+from tokenopt.catalog.sized import architecture_of
 from tokenopt.errors import SpecError
 from tokenopt.measured.serving_data import ServingRow
 from tokenopt.plugins import PluginRegistry
@@ -90,6 +91,7 @@ def compile_rows(rows: Sequence[ServingRow], registry: PluginRegistry) -> Compil
     kept: list[ServingRow] = []
     refused: dict[str, str] = {}
     models: dict[str, Any] = {}
+    architectures: dict[str, tuple[dict[str, Any], str]] = {}
     chips: dict[str, Any] = {}
     levels: dict[Level, int] = {}
     sets: list[int] = []
@@ -100,12 +102,13 @@ def compile_rows(rows: Sequence[ServingRow], registry: PluginRegistry) -> Compil
             refused[row.id] = f"accelerator {row.accelerator} is not in the catalogue"
             continue
         try:
-            architecture = models.get(row.model) or dict(load_bundled_model(row.model).architecture)
+            architecture, stand_in = architectures.get(row.model) or architecture_of(row.model)
             label = precision_label(architecture, row.weight_precision)
             formats = weight_formats(architecture, row.weight_precision)
         except SpecError as error:
             refused[row.id] = error.message
             continue
+        architectures[row.model] = architecture, stand_in
         models.setdefault(row.model, architecture)
         chips.setdefault(row.accelerator, core_accelerator(chip, DEFAULT_PUE))
         level = (row.engine, chip.family, label, release_of(row))
@@ -125,7 +128,7 @@ def compile_rows(rows: Sequence[ServingRow], registry: PluginRegistry) -> Compil
                 "chunk_tokens": CHUNK_TOKENS,
             }
         )
-        kept.append(row)
+        kept.append(replace(row, unscored=row.unscored or stand_in))
     problem = {"models": list(models.values()), "accelerators": list(chips.values()), "rows": entries}
     return CompiledRows(kept, refused, list(levels), sets, _core.ServingRows(json.dumps(problem)))
 

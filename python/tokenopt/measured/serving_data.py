@@ -5,13 +5,16 @@ A rule names what is physically wrong with a row, never a row. What a rule drops
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenopt.errors import SpecError
+from tokenopt.measured.csv_rows import UNUSABLE, read_rows
+
+NEEDED = ("id", "model", "accelerator", "engine", "mode", "isl", "osl", "concurrency", "tp", "ttft_ms", "tpot_ms")
+"""Columns without which a file is not one of concurrency sweeps."""
 
 LENGTH_SHARE = {"InferenceX": 0.9}
 """Mean length over nominal length, by source: InferenceX draws lengths evenly from 80% to 100% of nominal."""
@@ -149,18 +152,7 @@ def read_serving_curves(path: Path) -> list[dict[str, str]]:
     Raises:
         SpecError: The file cannot be read or lacks a column.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SpecError(f"{path} cannot be read: {error}") from error
-    needed = {"id", "model", "accelerator", "engine", "mode", "isl", "osl", "concurrency", "tp", "ttft_ms", "tpot_ms"}
-    if not rows:
-        raise SpecError(f"{path} holds no row")
-    missing = sorted(needed - set(rows[0]))
-    if missing:
-        raise SpecError(f"{path} has no column {missing[0]}, expected those of serving_curves.csv")
-    return rows
+    return read_rows(path, NEEDED, "serving_curves.csv")
 
 
 def clean(raw: Iterable[Mapping[str, str]]) -> CleanRows:
@@ -203,6 +195,8 @@ def clean(raw: Iterable[Mapping[str, str]]) -> CleanRows:
 
 def _missing(entry: Mapping[str, str]) -> str:
     """What a prediction needs and the row does not say; empty when all is there."""
+    if entry.get(UNUSABLE):
+        return entry[UNUSABLE]
     for name in ("isl", "osl"):
         if not _number(entry, name):
             return f"no {name}"

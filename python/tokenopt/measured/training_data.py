@@ -10,23 +10,23 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tokenopt.errors import SpecError
+from tokenopt.measured.csv_rows import UNUSABLE, read_rows
+
+BUNDLED_ROWS = Path(__file__).parent / "data" / "training_published.csv"
+"""Published steps that ship with tokenopt; each row carries its source and date."""
 
 NEEDED = ("id", "task", "model", "gpu", "n_gpus")
 """Columns without which a file is not one of measured training steps."""
 
 TASKS = ("pretrain", "sft", "lora", "dpo", "reward-model")
-"""Tasks that are one kind of optimizer step; the others are whole reinforcement-learning steps."""
+"""Tasks that are one kind of optimizer step."""
 
-ACCELERATOR_ALIASES = {"a6000": "rtx-a6000", "rtx4090": "rtx-4090"}
-MODEL_ALIASES = {
-    "grok-1-314b": "grok-1", "gemma4-26b": "gemma-4-26b-a4b", "gemma4-31b": "gemma-4-31b", "gpt-2-xl-1.5b": "gpt-2-xl",
-    "nemotron-3.5-lightning": "nemotron-3.5-lightning-30b-a3b", "r1-distill-qwen-1.5b": "qwen2.5-1.5b",
-}  # fmt: skip
-"""Names of published tables that the catalogue spells otherwise."""
+RL_TASKS = ("grpo", "dapo", "ppo", "rlhf")
+"""Tasks whose step begins with answers of the policy."""
 
 STACKS = (
     ("torchtitan", ("torchtitan",)),
@@ -99,6 +99,7 @@ class TrainingRow:
             where not.
         counts_full_attention: Whether its FLOP convention counts the whole square of attention.
         mfu_peak_format: Format whose peak the printed utilisation refers to.
+        parameters_b, active_parameters_b: Size of the model as printed, billions; None where not.
         unscored: Why the row is left out of calibration and scores; empty = it is in.
         assumed: What was filled in for want of a printed value.
     """
@@ -131,6 +132,8 @@ class TrainingRow:
     total_tokens: float | None
     counts_full_attention: bool
     mfu_peak_format: str
+    parameters_b: float | None = None
+    active_parameters_b: float | None = None
     unscored: str = ""
     assumed: tuple[str, ...] = field(default=())
 
@@ -154,18 +157,7 @@ def read_training_rows(paths: Sequence[Path]) -> list[dict[str, str]]:
     Raises:
         SpecError: A file cannot be read or lacks a column.
     """
-    rows: list[dict[str, str]] = []
-    for path in paths:
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                table = list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise SpecError(f"{path} cannot be read: {error}") from error
-        missing = [name for name in NEEDED if not table or name not in table[0]]
-        if missing:
-            raise SpecError(f"{path} has no column {missing[0]}, expected those of training_published.csv")
-        rows += table
-    return rows
+    return [row for path in paths for row in read_rows(path, NEEDED, "training_published.csv")]
 
 
 def clean(raw: Iterable[Mapping[str, str]]) -> TrainingRows:
@@ -174,7 +166,9 @@ def clean(raw: Iterable[Mapping[str, str]]) -> TrainingRows:
     refused: dict[str, str] = {}
     seen: set[tuple[object, ...]] = set()
     table = list(raw)
-    printing = {source_of(entry.get("source") or "") for entry in table if _number(entry, "vpp")}
+    printing = _sources_that_print_chunks() | {
+        source_of(entry.get("source") or "") for entry in table if _number(entry, "vpp")
+    }
     for entry in table:
         row = parse_row(entry, source_of(entry.get("source") or "") in printing)
         if isinstance(row, str):
@@ -187,6 +181,13 @@ def clean(raw: Iterable[Mapping[str, str]]) -> TrainingRows:
             seen.add(signature)
         rows.append(row)
     return TrainingRows(rows, refused)
+
+
+@cache
+def _sources_that_print_chunks() -> frozenset[str]:
+    """Sources whose bundled rows print interleaving: a file of some of their rows need not hold one that does."""
+    with BUNDLED_ROWS.open(encoding="utf-8", newline="") as file:
+        return frozenset(source_of(row["source"]) for row in csv.DictReader(file) if _number(row, "vpp"))
 
 
 def _unscored(row: TrainingRow, reason: str) -> TrainingRow:
@@ -233,7 +234,11 @@ def parse_row(entry: Mapping[str, str], prints_chunks: bool = False) -> Training
         entry: The row as text.
         prints_chunks: Whether its source prints interleaving where there is any.
     """
+    if entry.get(UNUSABLE):
+        return entry[UNUSABLE]
     task = (entry.get("task") or "pretrain").lower()
+    if task not in TASKS and task not in RL_TASKS:
+        return f"task {task[:40]} is not known, expected {', '.join(TASKS)} or an algorithm of reinforcement learning"
     if task not in TASKS:
         return f"{task}: a step of several stages, `tokenopt posttrain` times each"
     notes = entry.get("notes") or ""
@@ -252,8 +257,6 @@ def parse_row(entry: Mapping[str, str], prints_chunks: bool = False) -> Training
             return "the source prints no number of chips"
         chips = _assumed_chips(entry)
         assumed.append(f"{chips} chips")
-    accelerator = ACCELERATOR_ALIASES.get(accelerator, accelerator)
-    model = MODEL_ALIASES.get(model, model)
     framework = entry.get("framework") or ""
     stack = stack_of(framework) or stack_of(entry.get("source") or "")
     precision = (entry.get("precision") or "").lower()
@@ -319,6 +322,8 @@ def parse_row(entry: Mapping[str, str], prints_chunks: bool = False) -> Training
         total_tokens=_number(entry, "total_tokens"),
         counts_full_attention=_counts_full_attention(entry, stack, notes),
         mfu_peak_format="bf16" if FORMATS[precision] == "int8" else FORMATS[precision],
+        parameters_b=_number(entry, "params_b"),
+        active_parameters_b=_number(entry, "active_params_b"),
         unscored=unscored or _unscored_reason(entry, layout, notes),
         assumed=tuple(assumed),
     )

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tokenopt.catalog.models import is_mixture_of_experts, load_bundled_model
+from tokenopt.catalog.models import is_mixture_of_experts
+from tokenopt.catalog.sized import architecture_of
 from tokenopt.errors import SpecError
 from tokenopt.measured.training_data import TrainingRow, layout_offer
 from tokenopt.plugins import PluginRegistry
@@ -85,6 +86,7 @@ def compile_training(
     is_moe: list[bool] = []
     reasons = dict(refused or {})
     models: dict[str, dict[str, Any]] = {}
+    architectures: dict[str, tuple[dict[str, Any], str]] = {}
     chips: dict[tuple[object, ...], dict[str, Any]] = {}
     levels: dict[Level, int] = {}
     level_of: list[int] = []
@@ -95,10 +97,13 @@ def compile_training(
             reasons[row.id] = f"accelerator {row.accelerator} is not in the catalogue"
             continue
         try:
-            architecture = models.get(row.model) or dict(load_bundled_model(row.model).architecture)
+            architecture, stand_in = architectures.get(row.model) or architecture_of(
+                row.model, row.parameters_b, row.active_parameters_b
+            )
         except SpecError as error:
             reasons[row.id] = error.message
             continue
+        architectures[row.model] = architecture, stand_in
         models.setdefault(row.model, architecture)
         key = (row.accelerator, *sorted(row.chip.items()))
         chips.setdefault(key, {**core_accelerator(chip, DEFAULT_PUE), **row.chip})
@@ -127,6 +132,8 @@ def compile_training(
                 "is_interleave_open": row.is_interleave_open,
             }
         )
+        if stand_in:
+            row = replace(row, unscored=row.unscored or stand_in, assumed=(*row.assumed, stand_in))
         kept.append(row)
         is_moe.append(routes)
         level_of.append(levels[level])

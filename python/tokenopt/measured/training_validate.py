@@ -17,19 +17,17 @@ from tokenopt.catalog.training_calibration import (
     resolve_training_parameters,
 )
 from tokenopt.errors import SpecError
-from tokenopt.measured.training_data import TrainingRow, clean, read_training_rows
+from tokenopt.measured.csv_rows import nothing_predicted
+from tokenopt.measured.training_data import BUNDLED_ROWS, TrainingRow, clean, read_training_rows
 from tokenopt.measured.training_fit import TrainingCalibrator, TrainingFit, TrainingStructure
 from tokenopt.measured.training_rows import CompiledTraining, compile_training
-from tokenopt.measured.validate import Errors
+from tokenopt.measured.validate import Errors, without_nan
 from tokenopt.plugins import PluginRegistry
 from tokenopt.units import SECONDS_PER_HOUR, TERA
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-BUNDLED_ROWS = Path(__file__).parent / "data" / "training_published.csv"
-"""The published steps that the shipped calibration was fitted on."""
 
 LEAVE_OUT: Mapping[str, Callable[[TrainingRow], object]] = {
     "group": lambda row: row.group,
@@ -82,8 +80,13 @@ class TrainingValidation:
     refused: dict[str, int]
 
 
-def load(files: Sequence[Path], registry: PluginRegistry) -> CompiledTraining:
+def load(files: Sequence[Path], registry: PluginRegistry, *, may_be_empty: bool = False) -> CompiledTraining:
     """Reads, cleans and compiles measured steps; the bundled ones without a file.
+
+    Args:
+        files: Files with the columns of published training tables.
+        registry: Plugins that describe the accelerators.
+        may_be_empty: Whether files without a row that can be predicted are accepted, for their reasons.
 
     Raises:
         SpecError: A file cannot be read, or nothing usable is in it.
@@ -91,8 +94,8 @@ def load(files: Sequence[Path], registry: PluginRegistry) -> CompiledTraining:
     files = list(files) or [BUNDLED_ROWS]
     cleaned = clean(read_training_rows(files))
     compiled = compile_training(cleaned.rows, registry, cleaned.refused)
-    if not compiled.rows:
-        raise SpecError(f"no row of {', '.join(map(str, files))} can be predicted")
+    if not compiled.rows and not may_be_empty:
+        raise nothing_predicted(files, compiled.refused.values())
     return compiled
 
 
@@ -130,6 +133,10 @@ def calibrated_predictions(
     compiled: CompiledTraining, calibration: TrainingCalibration | None = None
 ) -> tuple[CompiledTraining, NDArray[np.float64]]:
     """Rows with their layouts filled in, and predictions with a calibration as it ships."""
+    if not compiled.rows:
+        import numpy as np
+
+        return compiled, np.empty((0, 6))
     sets = parameter_sets(compiled, calibration or default_training_calibration())
     resolved = compiled.resolved(sets)
     return resolved, resolved.predict(sets)
@@ -392,4 +399,5 @@ def seen_names(compiled: CompiledTraining) -> dict[str, list[str]]:
 
 def to_dict(validation: TrainingValidation) -> dict[str, Any]:
     """Plain dicts, for JSON."""
-    return {"schema": 1, **asdict(validation)}
+    plain: dict[str, Any] = without_nan({"schema": 1, **asdict(validation)})
+    return plain

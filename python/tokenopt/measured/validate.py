@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenopt.catalog.engines import Calibration, default_calibration, resolve_parameters
 from tokenopt.errors import SpecError
+from tokenopt.measured.csv_rows import nothing_predicted
 from tokenopt.measured.fit import Calibrator, Fit, Structure
 from tokenopt.measured.rows import CompiledRows, compile_rows
 from tokenopt.measured.serving_data import CleanRows, ServingRow, clean, read_serving_curves
@@ -90,16 +91,23 @@ class Validation:
     queued: int
 
 
-def load(files: Sequence[Path], registry: PluginRegistry) -> tuple[CleanRows, CompiledRows]:
+def load(
+    files: Sequence[Path], registry: PluginRegistry, *, may_be_empty: bool = False
+) -> tuple[CleanRows, CompiledRows]:
     """Reads, cleans and compiles measured rows; the bundled ones when no file is named.
+
+    Args:
+        files: Files with the columns of concurrency sweeps.
+        registry: Plugins that describe the accelerators.
+        may_be_empty: Whether files without a row that can be predicted are accepted, for their reasons.
 
     Raises:
         SpecError: A file cannot be read, or nothing usable is in it.
     """
     cleaned = clean(row for file in files or (BUNDLED_ROWS,) for row in read_serving_curves(file))
     compiled = compile_rows(cleaned.rows, registry)
-    if not compiled.rows:
-        raise SpecError(f"no row of {', '.join(map(str, files))} can be predicted")
+    if not compiled.rows and not may_be_empty:
+        raise nothing_predicted(files, (*cleaned.unusable.values(), *compiled.refused.values()))
     return cleaned, compiled
 
 
@@ -159,6 +167,10 @@ def row_predictions(
     Returns:
         Label, predictions, and the rows that served as anchors: they are not scored.
     """
+    import numpy as np
+
+    if not compiled.rows:
+        return "shipped calibration", np.empty((0, 4)), frozenset()
     sets = leave_out_sets(compiled, leave_out) if leave_out else calibrated_sets(compiled)
     label = f"refitted without the {leave_out}" if leave_out else "shipped calibration"
     picked: list[int] = []
@@ -347,7 +359,15 @@ def seen_names(compiled: CompiledRows) -> dict[str, list[str]]:
 
 
 def to_dict(validation: Validation) -> dict[str, Any]:
-    """Plain dicts, for JSON."""
+    """Plain dicts, for JSON; a slice without rows has no errors."""
     from dataclasses import asdict
 
-    return {"schema": 1, **asdict(validation)}
+    plain: dict[str, Any] = without_nan({"schema": 1, **asdict(validation)})
+    return plain
+
+
+def without_nan(value: Any) -> Any:
+    """A value for JSON: null in place of what is not a number."""
+    if isinstance(value, Mapping):
+        return {name: without_nan(item) for name, item in value.items()}
+    return None if isinstance(value, float) and value != value else value

@@ -99,6 +99,12 @@ def chip_of_slice(name: str) -> tuple[str, int] | None:
     return (key, chips) if chips else None
 
 
+@cache
+def variant_keys() -> frozenset[str]:
+    """Every accelerator key of the tables."""
+    return frozenset(variant.key for variants in _variants().values() for variant in variants)
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceRow:
     """One line of a provider's instance table."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tokenopt.catalog.model_names import model_key
 from tokenopt.measured.formats.document import Document, Parsed, Point, dated, first, is_zero, records
-from tokenopt.measured.names import accelerator_key, engine_name, model_key, number, precision_in
+from tokenopt.measured.names import accelerator_key, engine_name, number, precision_in
 
 SOURCE = "InferenceX"
 _MS = 1e3

@@ -14,9 +14,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tokenopt.catalog.model_names import model_key
 from tokenopt.errors import SpecError
 from tokenopt.measured.formats.document import Document, Parsed, Point, dated, first, is_zero, records
-from tokenopt.measured.names import accelerator_key, engine_name, model_key, number, precision_in
+from tokenopt.measured.names import accelerator_key, engine_name, number, precision_in
 
 _MS = 1e3
 Reader = Callable[[Mapping[str, Any], str], list[Point]]

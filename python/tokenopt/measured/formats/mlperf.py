@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenopt.catalog.model_names import model_key
 from tokenopt.measured.formats.document import Document, Parsed, Point, dated
-from tokenopt.measured.names import accelerator_key, engine_name, model_key, number, precision_in
+from tokenopt.measured.names import accelerator_key, engine_name, number, precision_in
 
 _NS_PER_MS = 1e6
 _MLLOG = ":::MLLOG"

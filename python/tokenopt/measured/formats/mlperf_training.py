@@ -9,9 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tokenopt.catalog.model_names import model_key
 from tokenopt.measured.formats.document import Document, Parsed, Point, dated
 from tokenopt.measured.formats.mlperf import Systems
-from tokenopt.measured.names import accelerator_key, engine_name, model_key, number, precision_in
+from tokenopt.measured.names import accelerator_key, engine_name, number, precision_in
 
 _MLLOG = ":::MLLOG"
 _MS_PER_S, _S_PER_MIN = 1e3, 60.0

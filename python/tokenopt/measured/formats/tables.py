@@ -13,18 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tokenopt.catalog.model_names import model_in_text, model_key
 from tokenopt.errors import SpecError
 from tokenopt.measured.columns import NUMBER_NAMES, TEXT_NAMES
 from tokenopt.measured.formats.document import Document, Parsed, Point, dated
-from tokenopt.measured.names import (
-    accelerator_key,
-    engine_name,
-    hardware_in_path,
-    model_in_text,
-    model_key,
-    number,
-    precision_in,
-)
+from tokenopt.measured.names import accelerator_key, engine_name, hardware_in_path, number, precision_in
 
 if TYPE_CHECKING:
     import polars as pl
