@@ -112,7 +112,7 @@ def read_rows(path: Path, needed: Sequence[str], like: str) -> list[dict[str, st
     """
     table = _cells(path)
     header = _header(table[0], needed)
-    missing = sorted(set(needed) - {"id"} - set(header))
+    missing = [name for name in needed if name != "id" and name not in header]
     if missing:
         raise SpecError(f"{path} has no column {missing[0]}, expected those of {like}")
     rows = []
