@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenopt.catalog.huggingface_defaults import defaults_of, modern_names
+from tokenopt.catalog.huggingface_formats import native_formats
 from tokenopt.catalog.huggingface_layers import build_layers
 from tokenopt.catalog.huggingface_section import Section, model_type_of
 from tokenopt.errors import SpecError
@@ -24,7 +26,8 @@ _ENCODERS = (
     "modernbert", "nomic_bert", "speech_to_text", "blip", "swin", "detr",
 )  # fmt: skip
 _CROSS_ATTENTION = ("mllama", "mllama_text_model", "idefics")
-_RECURRENT = ("rwkv", "xlstm", "recurrent_gemma", "retnet", "mega")
+_RECURRENT = ("rwkv", "xlstm", "recurrent_gemma", "retnet", "mega", "zamba", "hyena", "stripedhyena")
+"""Beginnings of the types whose layers are recurrent in a way, or shared between depths, that is not modelled."""
 _MAX_FILE_BYTES = 16 * 2**20
 
 
@@ -66,14 +69,18 @@ def model_from_config(
     Raises:
         SpecError: As :func:`load_huggingface_config`.
     """
+    config = modern_names(config)
     _refuse_other_kinds(config, where)
     notes: list[str] = []
     text = _text_section(config, notes)
-    merged = {**_inherited(config, text), **text}
+    nested = {} if text is config else defaults_of(model_type_of(text), set(text))
+    if nested:
+        notes.append(f"not in the file, by the defaults of its class: {', '.join(nested)}")
+    merged = modern_names({**nested, **_inherited(config, text), **text})
     section = Section(merged, where)
     _refuse_other_kinds(merged, where)
     layers = build_layers(section, notes)
-    hidden = section.integer("hidden_size", "n_embd", "d_model", "dim_model")
+    hidden = section.integer("hidden_size", "n_embd", "n_embed", "d_model", "dim_model")
     architecture: dict[str, Any] = {
         "key": key,
         "hidden": hidden,
@@ -81,7 +88,7 @@ def model_from_config(
         "tie_embeddings": _ties_embeddings(section, config),
         "learned_positions": _learned_positions(section),
         "max_context": _max_context(section),
-        "native_formats": _native_formats(merged, config, quantisation, section),
+        "native_formats": native_formats(merged, config, quantisation, section),
         "layers": layers,
         "mtp_layers": _mtp_layers(section),
     }
@@ -101,7 +108,7 @@ def _read_object(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > _MAX_FILE_BYTES:
             raise SpecError(f"{file} is larger than {_MAX_FILE_BYTES // 2**20} MiB, expected a config.json")
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise SpecError(f"{file} does not exist, expected a Hugging Face config.json") from None
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -124,14 +131,19 @@ def _refuse_other_kinds(config: Mapping[str, Any], where: str) -> None:
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
     kind = model_type_of(config)
     joined = " ".join(names).lower()
-    if "eagle" in joined or "medusa" in joined or "draft_vocab_size" in config:
+    if "eagle" in joined or "medusa" in joined or {"draft_vocab_size", "medusa_num_heads"} & set(config):
         raise SpecError(f"{where} is a draft model for speculative decoding, which serves nothing alone")
     if kind in _CROSS_ATTENTION or "cross_attention_layers" in config:
         raise SpecError(f"{where}: {kind} attends to a vision tower from inside its layers, which is not modelled")
     if config.get("is_encoder_decoder") is True or kind in _ENCODERS:
         raise SpecError(f"{where}: {kind or 'this'} is an encoder or an encoder-decoder, not a causal language model")
-    if kind in _RECURRENT:
-        raise SpecError(f"{where}: the recurrent blocks of {kind} are not modelled")
+    if kind.startswith(_RECURRENT):
+        raise SpecError(f"{where}: the recurrent or shared blocks of {kind} are not modelled")
+    if kind.startswith("lfm2"):
+        raise SpecError(f"{where}: the convolution layers of {kind} are not modelled")
+    if "peft_type" in config:
+        base = config.get("base_model_name_or_path") or "its base model"
+        raise SpecError(f"{where} is an adapter, give the config.json of {str(base)[:100]}")
     wrong = ("Segmentation", "Classification", "QuestionAnswering", "ImageToImage", "SpeechSeq2Seq", "DepthEstimation")
     if names and any(part in name for name in names for part in wrong):
         raise SpecError(f"{where}: {names[0]} is not a causal language model")
@@ -169,14 +181,18 @@ def _ties_embeddings(section: Section, config: Mapping[str, Any]) -> bool:
         return bool(config["tie_word_embeddings"])
     # Defaults of the transformers library where the field is absent: tied unless the model's own class says otherwise.
     tied = ("gemma", "gpt2", "gpt_bigcode", "bloom", "opt", "mpt", "falcon", "cohere", "command", "phi4flash",
-            "starcoder2", "minicpm", "granite", "ctrl", "codegen2", "lfm2")  # fmt: skip
-    if kind == "falcon" and section.fields.get("new_decoder_architecture"):
+            "starcoder2", "minicpm", "granite", "ctrl", "codegen2", "phi3small", "mamba")  # fmt: skip
+    if kind == "gpt_neo":
+        return True
+    if kind == "mamba2" or (kind == "falcon" and section.fields.get("new_decoder_architecture")):
         return False
     return kind.startswith(tied) and not kind.startswith("granitemoe")
 
 
 def _learned_positions(section: Section) -> int:
     kind = section.model_type
+    if kind == "gpt_neo":
+        return section.integer("max_position_embeddings", default=2048)
     if kind in ("gpt2", "gpt_bigcode"):
         return section.integer("n_positions", "n_ctx", "max_position_embeddings", default=1024)
     if kind == "opt":
@@ -217,113 +233,6 @@ def _mtp_layers(section: Section) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 100:
             return value
     return 0
-
-
-def _native_formats(
-    merged: Mapping[str, Any], config: Mapping[str, Any], quantisation: Mapping[str, Any] | None, section: Section
-) -> dict[str, str]:
-    """Formats of each class of weights as the checkpoint stores them."""
-    inner = merged.get("quantization_config") or config.get("quantization_config") or merged.get("compression_config")
-    label = "bf16"
-    excluded: list[str] = []
-    if isinstance(inner, Mapping):
-        label = _format_of_config(inner, section)
-        excluded = _texts(inner, "modules_to_not_convert", "ignore", "exclude", "ignored_layers", "exclude_modules")
-    elif quantisation is not None:
-        body = quantisation.get("quantization")
-        body = body if isinstance(body, Mapping) else {}
-        label = _format_of_algorithm(body, section)
-        excluded = _texts(body, "exclude_modules")
-    formats = dict.fromkeys(("mixer", "dense", "experts"), label)
-    if any(_excludes(pattern, "attn", "attention") for pattern in excluded):
-        formats["mixer"] = "bf16"
-    if any(_excludes(pattern, "shared_expert") for pattern in excluded):
-        formats["dense"] = "bf16"
-    if label == "mxfp4" and section.model_type == "gpt_oss":
-        formats.update(mixer="bf16", dense="bf16")
-    if section.fields.get("expert_dtype") == "fp4":
-        formats["experts"] = "mxfp4"
-    return {**formats, "head": "bf16"}
-
-
-def _excludes(pattern: str, *parts: str) -> bool:
-    """Whether an exclusion names projections of a class of modules; norms are never quantised anyway."""
-    return "norm" not in pattern and any(part in pattern for part in parts)
-
-
-def _texts(mapping: Mapping[str, Any], *names: str) -> list[str]:
-    for name in names:
-        value = mapping.get(name)
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            return [str(item) for item in value]
-    return []
-
-
-def _format_of_config(inner: Mapping[str, Any], section: Section) -> str:
-    method = str(inner.get("quant_method", "")).lower()
-    if method in ("fp8", "fbgemm_fp8"):
-        return "fp8"
-    if method == "mxfp4":
-        return "mxfp4"
-    if method in ("gptq", "awq", "bitsandbytes", "auto-round", "autoround", "aqlm", "hqq", "exl2"):
-        bits = inner.get("bits", inner.get("w_bit", 8 if inner.get("load_in_8bit") else 4))
-        label = {4: "int4", 8: "int8"}.get(bits)
-        return label or _unknown_quantisation(section, f"{method} with {bits} bits")
-    if method in ("modelopt", "modelopt_fp4"):
-        return _format_of_algorithm(inner, section)
-    if method in ("compressed-tensors", "compressed_tensors", "quark", "torchao"):
-        return _format_of_groups(inner, section, method)
-    return _unknown_quantisation(section, method or "without quant_method")
-
-
-def _format_of_algorithm(body: Mapping[str, Any], section: Section) -> str:
-    algorithm = str(body.get("quant_algo") or "").upper()
-    if algorithm == "MIXED_PRECISION":
-        layers = body.get("quantized_layers")
-        found = [
-            str(layer.get("quant_algo", "")).upper()
-            for layer in (layers.values() if isinstance(layers, Mapping) else ())
-        ]
-        algorithm = max(sorted(set(found)), key=found.count) if found else ""
-    for prefix, label in (("NVFP4", "nvfp4"), ("W4A8_NVFP4", "nvfp4"), ("W4A16_NVFP4", "nvfp4"), ("MXFP4", "mxfp4"),
-                          ("W4A8_MXFP4", "mxfp4"), ("FP8", "fp8"), ("MXFP8", "fp8"), ("INT4", "int4"), ("W4A16", "int4"),
-                          ("W4A8", "int4"), ("INT8", "int8"), ("W8A", "int8")):  # fmt: skip
-        if algorithm.startswith(prefix):
-            return label
-    if not algorithm:
-        return _format_of_groups(body, section, "modelopt")
-    return _unknown_quantisation(section, algorithm)
-
-
-def _format_of_groups(inner: Mapping[str, Any], section: Section, method: str) -> str:
-    groups = inner.get("config_groups")
-    weights: Any = None
-    if isinstance(groups, Mapping) and groups:
-        first = next(iter(groups.values()))
-        weights = first.get("weights") if isinstance(first, Mapping) else None
-    if weights is None:
-        whole = inner.get("global_quant_config")
-        weights = whole.get("weight") if isinstance(whole, Mapping) else None
-    if isinstance(weights, Sequence) and not isinstance(weights, str) and weights:
-        weights = weights[0]
-    if not isinstance(weights, Mapping):
-        return _unknown_quantisation(section, f"{method} without a weight description")
-    dtype = str(weights.get("dtype", "")).lower()
-    bits = weights.get("num_bits") or next((n for n in (4, 8) if str(n) in dtype), None)
-    kind = str(weights.get("type", "")) or ("float" if "fp" in dtype or "float" in dtype else "int")
-    text = f"{inner.get('format', '')} {json.dumps(weights, default=str)}".lower()
-    group_size = weights.get("group_size")
-    if bits == 8:
-        return "fp8" if kind == "float" else "int8"
-    if bits == 4 and kind == "float":
-        return "nvfp4" if "nvfp4" in text or group_size == 16 else "mxfp4"
-    if bits == 4:
-        return "int4"
-    return _unknown_quantisation(section, f"{method} with {bits} bits")
-
-
-def _unknown_quantisation(section: Section, what: str) -> str:
-    raise SpecError(f"{section.where}: quantisation {what} is not known, so its bytes cannot be counted")
 
 
 def _check_countable(architecture: Mapping[str, Any], where: str) -> None:

@@ -38,6 +38,8 @@ def build_layers(section: Section, notes: list[str]) -> list[dict[str, Any]]:
     pattern = section.fields.get("hybrid_override_pattern") or section.fields.get("layers_block_type")
     if section.has("hybrid_override_pattern") or (section.model_type == "nemotron_h" and pattern):
         return _grouped(_block_string(section))
+    if section.integer("word_embed_proj_dim", default=_width(section)) != _width(section):
+        raise SpecError(f"{section.where}: embeddings of another width than the layers are not modelled")
     depth = section.integer("num_hidden_layers", "n_layer", "num_layers", "n_layers")
     _check_depth(section, depth)
     if section.model_type == "falcon_h1":
@@ -77,7 +79,7 @@ def _check_depth(section: Section, depth: int) -> None:
 
 
 def _width(section: Section) -> int:
-    return section.integer("hidden_size", "n_embd", "d_model")
+    return section.integer("hidden_size", "n_embd", "n_embed", "d_model")
 
 
 def _heads(section: Section) -> int:
@@ -96,7 +98,9 @@ def _kv_heads(section: Section, heads: int) -> int:
     nested = section.child("attn_config")
     if nested is not None and nested.has("kv_n_heads"):
         return nested.integer("kv_n_heads")
-    return section.integer("num_key_value_heads", "num_kv_heads", "n_head_kv", "num_query_groups", default=heads)
+    return section.integer(
+        "num_key_value_heads", "num_kv_heads", "n_head_kv", "num_query_groups", "num_attention_groups", default=heads
+    )
 
 
 def _head_dim(section: Section, heads: int) -> int:
@@ -115,8 +119,12 @@ def _mixer_kinds(section: Section, depth: int) -> list[str]:
     named = {
         "full_attention": "full", "attention": "full", "full": "full", "global": "full", "global_attention": "full",
         "sliding_attention": "sliding", "sliding_window_attention": "sliding", "swa": "sliding", "local": "sliding",
-        "chunked_attention": "chunked", "linear_attention": "linear", "mamba": "mamba", "conv": "conv",
+        "local_attention": "sliding", "chunked_attention": "chunked", "linear_attention": "linear", "mamba": "mamba",
+        "conv": "conv",
     }  # fmt: skip
+    if section.model_type == "gpt_neo":
+        scopes = section.pattern("attention_layers", depth) or ["global", "local"] * depth
+        return ["sliding" if scope == "local" else "full" for scope in scopes[:depth]]
     types = section.pattern("layer_types", depth) or (
         section.pattern("layers_block_type", depth) if section.model_type != "nemotron_h" else None
     )
@@ -192,7 +200,7 @@ def _mixer(section: Section, kind: str, index: int) -> Block:
     scope: Any = _NO_SCOPE_LIMIT
     shared_kv = False
     if kind == "sliding":
-        window = section.integer("sliding_window", "sliding_window_size")
+        window = section.integer("sliding_window", "sliding_window_size", "window_size")
         scope = {"sliding": window}
         heads = section.integer("swa_num_attention_heads", default=heads)
         kv_heads = section.integer("swa_num_key_value_heads", default=kv_heads)
@@ -224,7 +232,7 @@ def _mixer(section: Section, kind: str, index: int) -> Block:
 
 def _gate(section: Section) -> str:
     kind = section.model_type
-    if section.flag("attn_output_gate") or section.flag("attention_output_gate") or kind == "qwen3_next":
+    if section.flag("attn_output_gate") or section.flag("attention_output_gate") or kind in ("qwen3_next", "afmoe"):
         return "per_channel"
     if kind.startswith("step3p") or section.flag("use_head_wise_attn_gate"):
         return "per_head"
@@ -347,7 +355,9 @@ def _routes(section: Section, index: int, depth: int) -> bool:
     if isinstance(frequency, list):
         pattern = section.pattern("moe_layer_freq", depth)
         return bool(pattern and pattern[index])
-    first_dense = section.integer("first_k_dense_replace", "moe_layer_start_index", "first_dense_layers", default=0)
+    first_dense = section.integer(
+        "first_k_dense_replace", "moe_layer_start_index", "first_dense_layers", "num_dense_layers", default=0
+    )
     if index < first_dense:
         return False
     listed = section.fields.get("moe_layers_enum")
@@ -422,6 +432,9 @@ def _shared_width(section: Section, expert_dim: int) -> int:
         return shared * expert_dim
     if section.model_type == "llama4_text":
         return expert_dim
+    if section.flag("residual_moe"):
+        # Grok-2 runs a dense FFN beside the experts.
+        return section.integer("intermediate_size")
     if section.flag("enable_moe_block"):
         # Gemma 4 runs a dense FFN beside the experts in every layer.
         return section.integer("intermediate_size")
@@ -434,9 +447,13 @@ def _dense(section: Section) -> Block:
     if kind == "qwen" and section.has("intermediate_size"):
         # Qwen-1 prints the width of the fused gate and up projection.
         return {"kind": "dense", "dim": section.integer("intermediate_size") // 2, "matrices": 3}
-    if kind in ("gpt2", "gpt_bigcode", "bloom", "mpt", "codegen", "gptj"):
+    if kind in ("gpt2", "gpt_bigcode", "bloom", "mpt", "codegen", "gptj", "gpt_neo"):
         ratio = section.integer("expansion_ratio", default=4)
-        return {"kind": "dense", "dim": section.integer("n_inner", default=ratio * width), "matrices": 2}
+        return {
+            "kind": "dense",
+            "dim": section.integer("n_inner", "intermediate_size", default=ratio * width),
+            "matrices": 2,
+        }
     if kind == "falcon":
         return {"kind": "dense", "dim": section.integer("ffn_hidden_size", default=4 * width), "matrices": 2}
     if kind == "llama4_text":

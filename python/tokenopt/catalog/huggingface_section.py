@@ -86,5 +86,7 @@ class Section:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         least = 0 if allow_zero else 1
         if not is_number or not math.isfinite(value) or value != int(value) or not least <= value <= _MAX_SIZE:
-            raise SpecError(f"{self.where}: {name} is {value!r}, expected a whole number from {least} to {_MAX_SIZE}")
+            raise SpecError(
+                f"{self.where}: {name} is {repr(value)[:60]}, expected a whole number from {least} to {_MAX_SIZE}"
+            )
         return int(value)
