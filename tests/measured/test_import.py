@@ -270,3 +270,51 @@ def test_series_over_time_are_no_points(store: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps(value))
     (result,) = import_files([file], store=store)
     assert (result.message, result.points) == ("", 1)
+
+
+SERVED = {
+    "backend": "vllm", "model_id": "meta-llama/Llama-3.1-8B-Instruct", "num_prompts": 200, "request_rate": "inf",
+    "max_concurrency": 32, "duration": 40.0, "completed": 200, "total_input_tokens": 204800, "total_output_tokens": 25600,
+    "request_throughput": 5.0, "output_throughput": 640.0, "total_token_throughput": 5760.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        # Only percentiles; accelerator and count in one text.
+        ({**SERVED, "p50_ttft_ms": 110.0, "p50_tpot_ms": 11.0, "p99_ttft_ms": 300.0, "gpu": "2xH100"},
+         {"ttft_ms": 110.0, "tpot_ms": 11.0, "accelerator": "h100-sxm", "chips": 2.0, "output_tps_per_chip": 320.0}),
+        ({"backend": "engine", "successful_requests": 100, "total_latency": 10.0, "total_input_tokens": 100000,
+          "total_output_tokens": 20000, "request_throughput": 10.0, "output_throughput": 2000.0, "total_throughput": 12000.0},
+         {"engine": "sglang", "scenario": "offline", "isl": 1000.0, "osl": 200.0, "output_tps": 2000.0}),
+        ({"run_name": "default", "batch_size": 16, "input_len": 1024, "output_len": 128, "prefill_latency": 0.2,
+          "prefill_throughput": 81920.0, "median_decode_latency": 0.01, "median_decode_throughput": 1600.0,
+          "total_latency": 1.6, "overall_throughput": 11520.0},
+         {"scenario": "batch", "concurrency": 16.0, "ttft_ms": 200.0, "tpot_ms": 10.0, "output_tps": 1280.0}),
+        ({"elapsed_time": 20.0, "num_requests": 1000, "total_num_tokens": 512000, "requests_per_second": 50.0,
+          "tokens_per_second": 25600.0}, {"engine": "vllm", "scenario": "offline", "total_tps": 25600.0}),
+        ({"benchmark": "System Load Test", "hardware": "8xH200", "phases": [
+            {"concurrency": 64, "system_output_throughput": 5000.0, "median_output_speed_per_query": 80.0}]},
+         {"concurrency": 64.0, "tpot_ms": 12.5, "accelerator": "h200-sxm", "chips": 8.0, "output_tps_per_chip": 625.0}),
+    ],
+)  # fmt: skip
+def test_shapes_of_other_versions(store: Path, tmp_path: Path, content: Any, expected: dict[str, Any]) -> None:
+    import gzip
+
+    file = tmp_path / "run.json.gz"
+    file.write_bytes(gzip.compress(json.dumps(content).encode("utf-8-sig")))
+    results = import_files([file], store=store)
+    assert [result.message for result in results] == [""]
+    (point,) = read_points(path=store)
+    for column, value in expected.items():
+        assert point[column] == (pytest.approx(value) if isinstance(value, float) else value), column
+
+
+def test_a_broken_gzip_file_is_refused_in_one_sentence(store: Path, tmp_path: Path) -> None:
+    import gzip
+
+    file = tmp_path / "run.json.gz"
+    file.write_bytes(gzip.compress(json.dumps(SERVED).encode())[:-12])
+    (result,) = import_files([file], store=store)
+    assert "not a whole gzip file" in result.message

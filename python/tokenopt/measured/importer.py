@@ -58,6 +58,11 @@ class FileResult:
     is_companion: bool = False
 
 
+def _has_ending(file: Path) -> bool:
+    ending = file.suffix.lower()
+    return (Path(file.stem).suffix.lower() if ending == ".gz" else ending) in ENDINGS
+
+
 def files_of(paths: Iterable[Path]) -> list[Path]:
     """Files, and those inside folders that a benchmark may have written, sorted.
 
@@ -67,7 +72,7 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in ENDINGS)
+            inside = sorted(file for file in path.rglob("*") if file.is_file() and _has_ending(file))
             if not inside:
                 raise SpecError(f"{path} holds no file with results ({', '.join(sorted(ENDINGS))})")
             found += inside
@@ -155,9 +160,26 @@ def _read(path: Path) -> bytes:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise SpecError(f"{path} is {size:,} bytes long, the most is {MAX_FILE_BYTES:,}")
-        return path.read_bytes()
+        content = path.read_bytes()
+        return _unpacked(path, content) if content[:2] == b"\x1f\x8b" else content
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _unpacked(path: Path, content: bytes) -> bytes:
+    """The content of a gzip file."""
+    import gzip
+    import io
+    import zlib
+
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
+            unpacked = packed.read(MAX_FILE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise SpecError(f"{path} is not a whole gzip file: {error}") from error
+    if len(unpacked) > MAX_FILE_BYTES:
+        raise SpecError(f"{path} unpacks to more than {MAX_FILE_BYTES:,} bytes")
+    return unpacked
 
 
 def _companions(documents: Sequence[tuple[FileResult, Document, str]]) -> tuple[mlperf.Systems, list[str]]:

@@ -33,6 +33,10 @@ _FAMILY_OF_SHORT = {
     "gb200": "gb200-nvl72", "gb300": "gb300-nvl72", "b200": "b200-sxm", "b300": "b300-sxm", "h100": "h100-sxm",
     "h200": "h200-sxm", "h20": "h20",
 }  # fmt: skip
+_COUNT = re.compile(
+    r"^\d{1,4} ?[x×*] ?(?=\D)|(?<=\w)[ -]?[x×*] ?\d{1,4}$| ?[(\[][x×]?\d{1,4}[x×]?[)\]]$", re.IGNORECASE
+)
+"""How many there are, before or behind a name: 8xH100, MI300X x8."""
 _CLOUD_CHIP = re.compile(r"\b(tpu[ _-]?v\d+[ep]?|trn[123](?!\d)|inf[12](?!\d))\b", re.IGNORECASE)
 _IN_PATH = re.compile(
     r"(?<![a-z0-9.])(?:(\d{1,3})x[-_ ]?)?(gb300|gb200|b300|b200|h200|h100|a100|l40s|mi3(?:00x|25x|50x|55x)|gaudi[23]|"
@@ -64,7 +68,7 @@ def engine_name(text: str) -> str:
 @cache
 def accelerator_key(name: str) -> str:
     """Catalogue key of an accelerator as a file writes it, empty where no table knows it."""
-    text = name.strip()
+    text = _COUNT.sub("", name.strip())
     if not text:
         return ""
     if text.lower() in {*variant_keys(), *_accelerator_names().values()}:

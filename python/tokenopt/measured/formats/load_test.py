@@ -16,8 +16,9 @@ from typing import Any
 
 from tokenopt.catalog.model_names import model_key
 from tokenopt.errors import SpecError
+from tokenopt.measured.formats import engine_bench
 from tokenopt.measured.formats.document import Document, Parsed, Point, dated, first, is_zero, records
-from tokenopt.measured.names import accelerator_key, engine_name, number, precision_in
+from tokenopt.measured.names import accelerator_key, engine_name, hardware_in_path, number, precision_in
 
 _MS = 1e3
 Reader = Callable[[Mapping[str, Any], str], list[Point]]
@@ -67,10 +68,28 @@ def _shape(document: Document) -> tuple[str, Sequence[Mapping[str, Any]], Reader
         return None
     for tool, needed, reader in _RECORDS:
         if all(any(name in found[0] for name in names) for names in needed):
-            return tool, found, reader
+            return tool, [{**_whole_run(value), **item} for item in found], reader
     if {"ttft_s", "end_to_end_latency_s"} <= found[0].keys():
         return "llmperf-requests", [{"requests": found}], _llmperf_requests
     return None
+
+
+def _whole_run(value: Any) -> Mapping[str, Any]:
+    """What an object says of all the records it wraps: model, hardware, software."""
+    names = (
+        "model",
+        "model_id",
+        "hardware",
+        "accelerator",
+        "gpu",
+        "chips",
+        "num_gpus",
+        "framework",
+        "engine",
+        "version",
+        "date",
+    )
+    return {name: value[name] for name in names if name in value} if isinstance(value, Mapping) else {}
 
 
 def _whole_shape(value: Mapping[str, Any]) -> tuple[str, Sequence[Mapping[str, Any]], Reader] | None:
@@ -98,7 +117,7 @@ def _whole_shape(value: Mapping[str, Any]) -> tuple[str, Sequence[Mapping[str, A
 
 
 def _statistic(item: Mapping[str, Any], name: str) -> str:
-    return "median" if number(item.get(f"median_{name}")) else "mean"
+    return "median" if number(first(item, (f"median_{name}", f"p50_{name}"))) else "mean"
 
 
 def _vllm(item: Mapping[str, Any], path: str) -> list[Point]:  # noqa: ARG001
@@ -106,7 +125,7 @@ def _vllm(item: Mapping[str, Any], path: str) -> list[Point]:  # noqa: ARG001
     completed, failed = number(item.get("completed")), number(item.get("failed"))
     statistic = (
         _statistic(item, "tpot_ms")
-        if "mean_tpot_ms" in item or "median_tpot_ms" in item
+        if {"mean_tpot_ms", "median_tpot_ms", "p50_tpot_ms"} & set(item)
         else _statistic(item, "itl_ms")
     )
     model = str(first(item, ("model_id", "model", "tokenizer_id")) or "")
@@ -129,8 +148,8 @@ def _vllm(item: Mapping[str, Any], path: str) -> list[Point]:  # noqa: ARG001
         point["note"] = "every request at once: time to first token is queueing"
         point["scenario"] = "offline"
     for name, keys in (
-        ("ttft_ms", (f"{statistic}_ttft_ms", "median_ttft_ms", "mean_ttft_ms")), ("ttft_p99_ms", ("p99_ttft_ms",)),
-        ("tpot_ms", (f"{statistic}_tpot_ms",)), ("tpot_p99_ms", ("p99_tpot_ms",)),
+        ("ttft_ms", (f"{statistic}_ttft_ms", "p50_ttft_ms", "median_ttft_ms", "mean_ttft_ms")), ("ttft_p99_ms", ("p99_ttft_ms",)),
+        ("tpot_ms", (f"{statistic}_tpot_ms", "p50_tpot_ms")), ("tpot_p99_ms", ("p99_tpot_ms",)),
         ("e2e_ms", (f"{statistic}_e2el_ms", f"{statistic}_e2e_latency_ms", "mean_e2e_latency_ms")),
         ("e2e_p99_ms", ("p99_e2el_ms", "p99_e2e_latency_ms")),
     ):  # fmt: skip
@@ -145,6 +164,7 @@ def _vllm(item: Mapping[str, Any], path: str) -> list[Point]:  # noqa: ARG001
     hardware = first(item, ("gpu", "hardware", "accelerator", "gpu_name", "device"))
     if isinstance(hardware, str):
         point |= {"accelerator_name": hardware, "accelerator": accelerator_key(hardware)}
+        point["chips"] = point["chips"] or hardware_in_path(hardware)[1]
     if completed == 0:
         point["_skipped"] = f"every request failed ({failed or number(item.get('num_prompts')) or 0:.0f})"
     return [point]
@@ -528,7 +548,7 @@ def _phase(item: Mapping[str, Any], path: str) -> list[Point]:  # noqa: ARG001
             "source": "system load test", "scenario": "concurrency", "latency_statistic": "median",
             "concurrency": concurrency[1] if concurrency else None, "model_name": model, "model": model_key(model),
             "accelerator_name": hardware, "accelerator": accelerator_key(hardware),
-            "chips": number(first(item, ("chips", "num_gpus", "gpus", "accelerators"))),
+            "chips": number(first(item, ("chips", "num_gpus", "gpus", "accelerators"))) or hardware_in_path(hardware)[1],
             "isl": number(first(item, ("isl", "input_tokens", "input_length"))),
             "osl": number(first(item, ("osl", "output_tokens", "output_length"))),
             "output_tps": system[1] if system else None, "tps_per_user": speed[1] if speed else None,
@@ -635,6 +655,10 @@ def _trtllm_console(item: Mapping[str, Any], path: str) -> list[Point]:
 _RECORDS: tuple[tuple[str, tuple[tuple[str, ...], ...], Reader], ...] = (
     ("sglang", (("total_output_tokens_retokenized", "median_e2e_latency_ms"), ("output_throughput",)), _sglang),
     ("vllm", (("output_throughput",), ("request_throughput", "completed"), ("mean_ttft_ms", "median_ttft_ms")), _vllm),
+    ("vllm", (("output_throughput",), ("request_throughput", "completed"), ("p50_ttft_ms", "p50_tpot_ms")), _vllm),
+    ("sglang-offline", (("successful_requests",), ("total_latency",), ("output_throughput",)), engine_bench.sglang_offline),
+    ("sglang-batch", (("prefill_latency",), ("median_decode_latency",), ("batch_size",)), engine_bench.sglang_batch),
+    ("vllm-throughput", (("elapsed_time",), ("tokens_per_second",), ("requests_per_second",)), engine_bench.vllm_throughput),
     ("multi-turn", (("output_throughput_tok_per_s",), ("ttft_ms",)), _multi_turn),
     ("llmperf", (("num_concurrent_requests",), ("results_ttft_s_mean", "results_ttft_s_quantiles_p50")), _llmperf),
     ("system-load-test", (("concurrency", "concurrent_requests", "Concurrency"),
