@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tokenopt.measured.published import PublishedRow, engine_name, generation_of, read_published, version_of
+from tokenopt.measured.published import Layout, PublishedRow, engine_name, generation_of, read_published, version_of
 from tokenopt.measured.published_notes import operating_point
+from tokenopt.measured.published_rows import compile_published
 from tokenopt.measured.published_validate import load_published, parameter_sets, ratios, score, unscored
 from tokenopt.plugins import default_registry
 
@@ -190,3 +191,32 @@ def test_validate_takes_published_columns(tmp_path: Path) -> None:
     assert float(rows["open"]["pred_tpot_ms"]) > 0
     assert not rows["open"]["reason"]
     assert float(rows["slow"]["pred_output_tps_per_chip"]) > 0
+
+
+def test_attention_ranks_that_are_not_printed_are_tried() -> None:
+    table = {"scenario": "offline-max", "framework": "tensorrt-llm", "gpu": "b200-sxm", "tp": "8", "n_gpus": "8"}
+    row = read(model="qwen3-235b-a22b", framework_version="1.0", **table)
+    assert row.layout == Layout(tp=8)
+    assert row.alternatives == (Layout(attn_dp=8, ep=8),)
+    # Printed, dense, or an engine too old to replicate attention: as it stands.
+    assert read(model="qwen3-235b-a22b", framework_version="1.0", attn_dp="0", **table).alternatives == ()
+    assert read(model="llama-3.1-70b", framework_version="1.0", **table).alternatives == ()
+    assert read(model="qwen3-235b-a22b", framework_version="0.17", **table).alternatives == ()
+
+
+def test_a_decode_pool_does_not_prefill() -> None:
+    registry = default_registry()
+    pool = {"disagg": "1", "attn_dp": "1", "model": "deepseek-r1", "gpu": "gb200-nvl72", "framework": "sglang"}
+    pool |= {"weight_precision": "fp8", "concurrency": ""}
+    raw = [
+        entry(id="mixed", scenario="offline-max", tp="16", n_gpus="16", **(pool | {"disagg": ""})),
+        entry(id="decode", scenario="offline-max-decode", tp="16", decode_gpus="16", **pool),
+        entry(id="free", scenario="offline-max-decode", tp="", n_gpus="", **pool),
+    ]
+    found = read_published(raw, registry.accelerators)
+    assert [row.is_decode_pool for row in found.rows] == [False, True, True]
+    # A pool whose span nobody printed may be any width of its domain.
+    assert {option.chips for option in found.rows[2].alternatives} == {8, 16, 32, 64}
+    compiled = compile_published(found, registry)
+    mixed, decode, free = compiled.predict(parameter_sets(compiled))[:, 2]
+    assert mixed < decode <= free

@@ -17,7 +17,7 @@ from tokenopt.catalog.engines import (
     with_families,
 )
 from tokenopt.measured.published import PublishedRows, read_published
-from tokenopt.measured.published_fit import FamilyCalibrator
+from tokenopt.measured.published_fit import OTHER, FamilyCalibrator
 from tokenopt.measured.published_rows import compile_published
 from tokenopt.measured.published_validate import families_toml, parameter_sets
 from tokenopt.plugins import default_registry
@@ -80,7 +80,43 @@ def test_what_only_the_left_out_rows_told_is_forgotten() -> None:
     fitter.fit()
     left_out = fitter.leave_out(["everything"] * len(found.rows))
     compiled = compile_published(found, default_registry())
-    assert left_out[:, 0] == pytest.approx(compiled.predict(parameter_sets(compiled, base))[:, 0], rel=1e-9)
+    # What stays is where every other vendor starts from.
+    sets = parameter_sets(compiled, base)
+    sets[:, list(base.base).index("collective_latency_s")] *= OTHER["collective_latency_s"]
+    assert left_out[:, 0] == pytest.approx(compiled.predict(sets)[:, 0], rel=1e-9)
+
+
+def test_a_family_whose_models_disagree_is_not_corrected() -> None:
+    base = base_calibration()
+    agreeing, fast = rows("mi300x", "vllm", 4.0, base), rows("mi300x", "vllm", 0.25, base)
+    everything = np.ones(len(agreeing.rows))
+    assert calibrator(agreeing, base).scattered(everything) == set()
+    # One model four times too slow, one as much too fast.
+    mixed = PublishedRows([row for row in agreeing.rows if "70b" in row.model])
+    mixed.rows += [row for row in fast.rows if "8b" in row.model]
+    fitter = calibrator(mixed, base)
+    assert fitter.scattered(np.ones(len(mixed.rows))) == {"cdna3"}
+    family = fitter.result(fitter.fit(), {"cdna3": "amd", "cdna4": "amd", "other": "unheard-of"}).deviations["family"]
+    # It stays where a vendor starts that nobody measured.
+    assert family["cdna3"] == family["other"]
+    assert set(family["other"]) == set(OTHER)
+
+
+def test_unpacking_moves_away_from_its_bound() -> None:
+    base = base_calibration()
+    registry = default_registry()
+    raw = [
+        entry(id=f"a-{batch}", gpu="a100-sxm-80", framework="vllm", model="llama-3.1-8b", weight_precision="w4a16",
+              concurrency=str(batch)) for batch in (8, 64, 256)
+    ]  # fmt: skip
+    compiled = compile_published(read_published(raw, registry.accelerators), registry)
+    sets = parameter_sets(compiled, base)
+    sets[:, list(base.base).index("unpacking_compute_share")] = 0.4
+    for line, predicted in zip(raw, compiled.predict(sets), strict=True):
+        line["tpot_ms"] = str(predicted[0] * 1e3)
+    fitter = calibrator(read_published(raw, registry.accelerators), base)
+    fit = fitter.result(fitter.fit(), {"ampere": "nvidia"})
+    assert fit.deviations["family"]["ampere"]["unpacking_compute_share"] < 0.9
 
 
 def test_fitted_chips_are_never_corrected() -> None:

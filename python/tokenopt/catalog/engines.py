@@ -330,8 +330,9 @@ def resolve_parameters(
     log_factors = dict(zip(names, _core.log_factors_of([list(calibration.base.values())])[0], strict=True))
     later: dict[str, float] = {}
     for level, name, factors in _deviations(calibration, engine, family, weight_precision, as_of):
+        is_later = level == "family" and not _has_kernels(calibration, name)
         for parameter, factor in factors.items():
-            if level == "family" and not _has_kernels(calibration, name):
+            if is_later:
                 later[parameter] = later.get(parameter, 1.0) * factor
             else:
                 log_factors[parameter] += math.log(factor)

@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tokenopt.catalog.models import load_bundled_model
+from tokenopt.errors import SpecError
 from tokenopt.measured.csv_rows import UNUSABLE, read_rows
 from tokenopt.measured.published_notes import operating_point
 from tokenopt.records import Accelerator
@@ -39,6 +41,9 @@ VLLM_MAX_BATCH = 1024
 LARGE_MEMORY_BYTES = 70 * 2**30
 """Batch caps that hold unless a source prints its own: TensorRT-LLM's default `max_batch_size`; vLLM's `max_num_seqs` 256,
 since its V1 engine 1024 on chips of more than 70 GiB, A100 excepted."""
+
+FIRST_RANKS = (1, 0)
+"""First version of TensorRT-LLM that replicates attention over the ranks of an expert model."""
 
 ACCEPTANCE = {"sglang": 0.49, "trtllm": 0.66, "atom": 0.61}
 DEFAULT_ACCEPTANCE = 0.58
@@ -142,6 +147,11 @@ class PublishedRow:
     reason: str
 
     @property
+    def is_decode_pool(self) -> bool:
+        """Whether the run is that of a pool whose prompts another pool prefills."""
+        return self.scenario.split("+")[0].endswith("-decode")
+
+    @property
     def is_speculative(self) -> bool:
         """Whether the run speculates."""
         return self.scenario.endswith(("+mtp", "+spec"))
@@ -222,7 +232,7 @@ def _row(entry: Mapping[str, str], chips: Mapping[str, Accelerator]) -> Publishe
     load = _load(point, base, is_mlperf, replicas, osl, concurrency)
     max_batch = _number(point, "max_batch") or _default_max_batch(engine, entry.get("framework_version", ""), chip)
     if base == "offline-max" and isinstance(load, str) and concurrency:
-        max_batch = concurrency / replicas / layout.attn_dp
+        max_batch = max(1.0, concurrency / replicas / layout.attn_dp)
     return PublishedRow(
         id=entry["id"], source=entry.get("source", ""), date=entry.get("date", ""), model=entry["model"],
         accelerator=entry["gpu"], engine=engine, version=entry.get("framework_version", ""),
@@ -375,7 +385,8 @@ def _replica(
         return _worker_layout(width, pp, ep, has_attention_ranks), (), 1.0
     if not chips:
         chips = _chips_by_littles_law(point, isl, osl)
-    if not chips and base.startswith("offline-max-"):
+    is_span_free = not chips and not ep and not tp and base.endswith(("-prefill", "-decode"))
+    if not chips and base.endswith(("-prefill", "-decode")):
         chips = float(ep or chip.chips_per_node)
     if not chips:
         raise _Refusal("number of chips not printed")
@@ -396,11 +407,26 @@ def _replica(
         tp = max(1, int(chips) // pp)
     if data_parallel > 1 and tp == 1:
         return Layout(attn_dp=int(chips), ep=max(ep, 1)), (), 1.0
+    ranks = Layout(tp=1, pp=pp, attn_dp=tp, ep=_divisor(ep or tp, tp))
     if has_attention_ranks and tp > 1:
-        layout = Layout(tp=1, pp=pp, attn_dp=tp, ep=_divisor(ep or tp, tp))
-    else:
-        layout = Layout(tp=tp, pp=pp, ep=_divisor(ep or 1, tp))
-    return layout, (), max(1.0, chips / layout.chips)
+        wider = [tp << power for power in range(1, 8) if is_span_free and tp << power <= chip.scale_up_domain_chips]
+        return ranks, tuple(Layout(attn_dp=width, ep=width) for width in wider), max(1.0, chips / ranks.chips)
+    layout = Layout(tp=tp, pp=pp, ep=_divisor(ep or 1, tp))
+    may_have_ranks = point.get("attn_dp") in (None, "") and tp > 1 and (is_pool or base == "offline-max")
+    if "tensorrt" in point.get("framework", "") and (version_of(_engine_version(point)) or FIRST_RANKS) < FIRST_RANKS:
+        may_have_ranks = False
+    alternatives = (ranks,) if may_have_ranks and _has_experts(point["model"]) else ()
+    return layout, alternatives, max(1.0, chips / layout.chips)
+
+
+@cache
+def _has_experts(model: str) -> bool:
+    """Whether a bundled model routes tokens to experts; what is not bundled is refused later."""
+    try:
+        layers = load_bundled_model(model).architecture["layers"]
+    except SpecError:
+        return False
+    return any(group.get("ffn", {}).get("kind") == "moe" for group in layers)
 
 
 def _worker_chips(chips: float | None, workers: float | None) -> int | None:

@@ -27,8 +27,9 @@ STACK_SD = 0.20
 """Log standard deviation of what a stack has in common that no parameter explains."""
 TTFT_SD = 0.5
 STEP = 1e-3
-MOST_STEPS = 12
-HALVINGS = 6
+MOST_STEPS = 16
+TRIES = 5
+LEAST_DAMPING = 0.05
 TOLERANCE = 1e-6
 WIDEST = 4.0
 LEAVE_OUT_STEPS = 3
@@ -44,6 +45,12 @@ LAUNCHES = (
 )  # fmt: skip
 HOST = {"step_overhead_s": 1e-3, "request_overhead_s": 1e-4}
 """Host time that an engine generation adds, with the centres of the priors, s."""
+ADDED: Mapping[str, Mapping[str, float]] = {"trtllm-pytorch offline": {"moe_layer_overhead_s": 1e-4}}
+"""What a generation adds instead, with the centres of the priors, s: routing, sorting and quantising kernels around grouped
+products, which full batches of current engines show and which hide behind latency at the batches of concurrency sweeps."""
+OTHER = {"collective_latency_s": 1.5}
+"""Centres of the priors of what all other vendors share: the calibration saw the one library whose small collectives are
+single kernels over a switch; others launch a step for each hop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +68,24 @@ class FamilyStructure:
     """Which parameters deviate together, and the log standard deviations of the priors.
 
     Attributes:
-        vendor: Of all chips of another vendor: what a compiler, a launch path or a fabric changes, it changes for all
-            operators alike.
-        family: Of one family of such a vendor, on top.
+        other: Of all vendors that the calibration was not fitted on: what a chip of one more vendor starts from.
+        vendor: Of all chips of another vendor, on top: what a compiler, a launch path or a fabric changes, it changes for
+            all operators alike.
+        family: Of one family of such a vendor, on top. A family whose models do not agree on a direction has neither
+            (:meth:`FamilyCalibrator.scattered`).
         same: Of families of the vendor that the calibration was fitted on: their kernels are those of its chips.
         host: Of the host terms of an engine generation, which may be orders above those of current engines.
     """
 
+    other: tuple[tuple[tuple[str, ...], float], ...] = ((("collective_latency_s",), 0.2),)
     vendor: tuple[tuple[tuple[str, ...], float], ...] = (
-        (BANDWIDTHS, 0.08),
+        (BANDWIDTHS, 0.10),
         (COMPUTE, 0.20),
         (LAUNCHES, 0.6),
-        (("moe_layer_overhead_s",), 0.3),
-        (("mla_layer_overhead_s",), 0.3),
-        (("linear_layer_overhead_s",), 0.3),
-        (("collective_latency_s",), 0.6),
+        (("moe_layer_overhead_s",), 0.6),
+        (("mla_layer_overhead_s",), 0.6),
+        (("linear_layer_overhead_s",), 0.6),
+        (("collective_latency_s",), 0.3),
         (("link_efficiency",), 0.10),
         (("unpacking_compute_share",), 0.5),
     )
@@ -101,16 +111,18 @@ class FamilyStructure:
             calibration: What the deviations stand on.
         """
         fitted = set(calibration.seen.get("family", ()))
-        fitted_vendors = {vendors[name] for name in fitted if name in vendors}
+        known_vendors = fitted_vendors(calibration, vendors)
         found = []
         families = sorted({level.family for level in levels} - fitted)
-        for vendor in sorted({vendors[family] for family in families} - fitted_vendors):
+        if {vendors[family] for family in families} - known_vendors:
+            found += [Term("other", "other", names, sd) for names, sd in self.other if sd > 0]
+        for vendor in sorted({vendors[family] for family in families} - known_vendors):
             found += [Term("vendor", vendor, names, sd) for names, sd in self.vendor if sd > 0]
         for family in families:
-            groups = self.same if vendors[family] in fitted_vendors else self.family
+            groups = self.same if vendors[family] in known_vendors else self.family
             found += [Term("family", family, names, sd) for names, sd in groups if sd > 0]
         for generation in sorted({level.generation for level in levels if level.generation}):
-            found += [Term("generation", generation, (name,), self.host) for name in HOST]
+            found += [Term("generation", generation, (name,), self.host) for name in ADDED.get(generation, HOST)]
         return found
 
 
@@ -157,17 +169,10 @@ class FamilyCalibrator:
             ("family", name) for name in calibration.seen.get("family", ())
         }
         self._families = families
+        self._fitted_vendors = fitted_vendors(calibration, families)
         self._bare = _without(calibration, own)
-        self._moves = [
-            np.array(
-                [
-                    index
-                    for index, level in enumerate(compiled.levels)
-                    if _name_at(level, term.level, families) == term.name
-                ]
-            )
-            for term in self.terms
-        ]
+        self._scattered: frozenset[str] = frozenset()
+        self._moves = self._levels_moved()
         self._sd = np.array([term.sd for term in self.terms])
         self._set_of_row = np.array(compiled.level_of)
         # Rows that no term touches cannot tell anything of one.
@@ -181,6 +186,60 @@ class FamilyCalibrator:
         self._prior = np.concatenate([self._sd, np.full(len(names), STACK_SD)])
         self._measured = np.array([_measured_s(row) for row in compiled.rows])
         self._uses_tpot = np.array([_has_tpot(row) for row in compiled.rows])
+        bare = np.array([stack_parameters(self._bare, level) for level in compiled.levels])
+        self._bare_logs = np.log(self._times(compiled.predict(bare), np.arange(len(compiled.rows))) / self._measured)
+        self._arrange(np.ones(len(self.rows)))
+
+    def _levels_moved(self) -> list[NDArray[np.int64]]:
+        """Indices of the levels that each term moves."""
+        import numpy as np
+
+        places = [set(self._places(term, self._families)) for term in self.terms]
+        return [
+            np.array(
+                [
+                    index
+                    for index, level in enumerate(self._compiled.levels)
+                    if {("family", level.family), ("generation", level.generation)} & of_term
+                ],
+                dtype=np.int64,
+            )
+            for of_term in places
+        ]
+
+    def scattered(self, used: NDArray[np.float64]) -> frozenset[str]:
+        """Families of other vendors whose models differ from each other by more than from the calibration, on average.
+
+        A family's deviation moves all models alike. Where some are right and others far off, it only moves the error from
+        one to the other: such a family stays at the level of all other vendors.
+
+        Args:
+            used: 0 for rows that are left out.
+        """
+        import numpy as np
+
+        by_family: dict[str, dict[str, list[float]]] = {}
+        for position in np.flatnonzero(used).tolist():
+            row = int(self.rows[position])
+            family = self._compiled.levels[self._compiled.level_of[row]].family
+            if self._families[family] not in self._fitted_vendors:
+                of_model = by_family.setdefault(family, {}).setdefault(self._compiled.rows[row].model, [])
+                of_model.append(float(self._bare_logs[row]))
+        found = set()
+        for family, models in by_family.items():
+            offsets = np.array([np.median(logs) for logs in models.values()])
+            if len(offsets) > 1 and offsets.std(ddof=1) > abs(offsets.mean()):
+                found.add(family)
+        return frozenset(found)
+
+    def _arrange(self, used: NDArray[np.float64]) -> bool:
+        """Lets the families deviate that rows in use speak for; whether that changed anything."""
+        scattered = self.scattered(used)
+        if scattered == self._scattered:
+            return False
+        self._scattered = scattered
+        self._moves = self._levels_moved()
+        return True
 
     def parameter_sets(
         self, exponents: NDArray[np.float64], levels: NDArray[np.int64] | None = None
@@ -205,12 +264,21 @@ class FamilyCalibrator:
         """Factors (of generations: seconds) by level, name and parameter; a vendor's stand in each of its families."""
         found: dict[str, dict[str, dict[str, float]]] = {}
         for term, exponent in zip(self.terms, exponents.tolist(), strict=True):
-            for level, name in _places(term, families):
+            for level, name in self._places(term, families):
                 factors = found.setdefault(level, {}).setdefault(name, {})
                 for parameter in term.parameters:
-                    start = HOST[parameter] if term.level == "generation" else 1.0
+                    start = _centre(term, parameter)
                     factors[parameter] = factors.get(parameter, start) * math.exp(exponent)
         return found
+
+    def _places(self, term: Term, families: Mapping[str, str]) -> list[tuple[str, str]]:
+        """Level and name in a calibration file where a term stands: that of a vendor or of all others in each family."""
+        if term.level == "other":
+            return [("family", family) for family, vendor in families.items() if vendor not in self._fitted_vendors]
+        if term.level == "vendor":
+            of_vendor = [family for family, vendor in families.items() if vendor == term.name]
+            return [("family", family) for family in of_vendor if family not in self._scattered]
+        return [] if term.name in self._scattered else [(term.level, term.name)]
 
     def predict(self, exponents: NDArray[np.float64]) -> NDArray[np.float64]:
         """Predictions of every row."""
@@ -244,8 +312,9 @@ class FamilyCalibrator:
         sets: list[NDArray[np.float64]] = []
         lines, jobs, columns = [], [], []
         for column, levels in enumerate(self._moves):
+            # Downwards: a share may start at its upper bound.
             moved = exponents.copy()
-            moved[column] += STEP
+            moved[column] -= STEP
             number = np.full(len(self._compiled.levels), -1)
             number[levels] = len(sets) + np.arange(len(levels))
             touched = np.flatnonzero(number[sets_of_rows] >= 0)
@@ -255,7 +324,7 @@ class FamilyCalibrator:
             columns.append(np.full(len(touched), column))
         line = np.concatenate(lines)
         predicted = self._compiled.predict_jobs(self.rows[line], np.concatenate(jobs), np.array(sets))
-        change = np.log(self._times(predicted, self.rows[line]) / base[line]) / STEP
+        change = np.log(self._times(predicted, self.rows[line]) / base[line]) / -STEP
         jacobian[line, np.concatenate(columns)] = np.nan_to_num(change, nan=0.0, posinf=0.0, neginf=0.0)
         return jacobian
 
@@ -288,18 +357,20 @@ class FamilyCalibrator:
         values = np.concatenate([start, np.zeros(len(self._prior) - count)])
         logs = self._logs(start)
         known = self._cost(logs, values, used)
+        damping = 0.0
         for number in range(steps):
             here = self._jacobian(values[:count]) if jacobian is None or number > 0 else jacobian
             linear = values[:count].copy(), logs, here
-            step = self._step(linear[2], logs, values, used)
-            for _ in range(HALVINGS):
-                moved = values + step
+            # Where a bound bends the path, shorter steps turn towards the steepest descent (Levenberg-Marquardt).
+            for _ in range(TRIES):
+                moved = values + self._step(linear[2], logs, values, used, damping)
                 moved[:count] = np.clip(moved[:count], -WIDEST, WIDEST)
                 moved_logs = self._logs(moved[:count])
                 moved_cost = self._cost(moved_logs, moved, used)
                 if moved_cost < known:
+                    damping *= 0.2
                     break
-                step = 0.5 * step
+                damping = max(4.0 * damping, LEAST_DAMPING)
             else:
                 break
             is_converged = known - moved_cost < (TOLERANCE if jacobian is None else LEAVE_OUT_TOLERANCE) * known
@@ -314,8 +385,9 @@ class FamilyCalibrator:
         logs: NDArray[np.float64],
         values: NDArray[np.float64],
         used: NDArray[np.float64],
+        damping: float = 0.0,
     ) -> NDArray[np.float64]:
-        """The Gauss-Newton step of exponents and offsets; `used` is 0 for a row that is left out."""
+        """The damped Gauss-Newton step of exponents and offsets; `used` is 0 for a row that is left out."""
         import numpy as np
 
         count = len(self._sd)
@@ -332,7 +404,8 @@ class FamilyCalibrator:
         reduced = (jacobian * curvature[:, None]).T @ jacobian + np.diag(self._prior[:count] ** -2)
         reduced -= (across / diagonal) @ across.T
         self._curvature = reduced
-        exponents = np.linalg.solve(reduced, gradient[:count] - (across / diagonal) @ gradient[count:])
+        damped = reduced + damping * np.diag(np.diag(reduced))
+        exponents = np.linalg.solve(damped, gradient[:count] - (across / diagonal) @ gradient[count:])
         offsets = (gradient[count:] - across.T @ exponents) / diagonal
         step: NDArray[np.float64] = -np.concatenate([exponents, offsets])
         return step
@@ -352,15 +425,17 @@ class FamilyCalibrator:
         key_of_row = [keys[row] for row in self.rows.tolist()]
         for key in sorted(set(key_of_row), key=str):
             used = np.array([entry != key for entry in key_of_row], float)
+            is_rearranged = self._arrange(used)
             # From no deviation: what only the left-out rows told is gone, not fading.
             first = np.where(self._is_known_without(used), start, 0.0)
             # Where nothing is forgotten, the derivatives at the optimum of all rows serve the first step.
-            jacobian = self._optimum[2] if (first == start).all() else None
+            jacobian = self._optimum[2] if (first == start).all() and not is_rearranged else None
             exponents, _ = self._solve(first, used, LEAVE_OUT_STEPS, jacobian)
             rows = np.flatnonzero([entry == key for entry in keys])
             predictions[rows] = self._compiled.predict_jobs(
                 rows, self._set_of_row[rows], self.parameter_sets(exponents)
             )
+        self._arrange(np.ones(len(self.rows)))
         return predictions
 
     def _is_known_without(self, used: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -385,7 +460,7 @@ class FamilyCalibrator:
         fit = FamilyFit(self._deviations_at(exponents, {**families, **self._families}))
         covariance = np.linalg.inv(self._curvature)
         for index, term in enumerate(self.terms):
-            for level, name in _places(term, {**families, **self._families}):
+            for level, name in self._places(term, {**families, **self._families}):
                 known = fit.uncertainty.setdefault(level, {}).setdefault(name, {})
                 for parameter in term.parameters:
                     known[parameter] = math.hypot(known.get(parameter, 0.0), float(np.sqrt(covariance[index, index])))
@@ -398,15 +473,16 @@ def stack_parameters(calibration: Calibration, level: StackLevel) -> list[float]
     return list(resolved.values())
 
 
-def _places(term: Term, families: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Level and name in a calibration file where a term stands: of a vendor, each of its families."""
-    if term.level != "vendor":
-        return [(term.level, term.name)]
-    return [("family", family) for family, vendor in families.items() if vendor == term.name]
+def _centre(term: Term, parameter: str) -> float:
+    """Where the prior of a factor, or of the seconds that a generation adds, is centred."""
+    if term.level == "generation":
+        return ADDED.get(term.name, HOST)[parameter]
+    return OTHER.get(parameter, 1.0) if term.level == "other" else 1.0
 
 
-def _name_at(level: StackLevel, which: str, vendors: Mapping[str, str]) -> str:
-    return vendors[level.family] if which == "vendor" else str(getattr(level, which))
+def fitted_vendors(calibration: Calibration, vendors: Mapping[str, str]) -> set[str]:
+    """Vendors of the families that a calibration was fitted on; `vendors` by family."""
+    return {vendors[name] for name in calibration.seen.get("family", ()) if name in vendors}
 
 
 def _without(calibration: Calibration, own: set[tuple[str, str]]) -> Calibration:

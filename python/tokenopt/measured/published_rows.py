@@ -118,7 +118,8 @@ def _entry(row: PublishedRow, model: int, accelerator: int, formats: dict[str, s
         "set": level,
         "layout": asdict(row.layout),
         "alternatives": [asdict(layout) for layout in row.alternatives],
-        "workload": {"isl": row.isl, "osl": row.osl, "prefix_hit": 0.0},
+        # A pool that only decodes gets its prompts prefilled.
+        "workload": {"isl": row.isl, "osl": row.osl, "prefix_hit": float(row.is_decode_pool)},
         "concurrency": row.concurrency,
         "chunk_tokens": row.chunk_tokens,
         "scenario": row.load,

@@ -65,6 +65,21 @@ fn more_batch_is_more_throughput_and_slower_tokens() {
 }
 
 #[test]
+fn ranks_wait_for_each_others_prompts() {
+    let step = step(layout(1));
+    let mut waiting = step.clone();
+    waiting.rank_waiting = 1.7;
+    let prompt_s = step.prefill(CHUNK).marginal_s - step.prompt_overhead_s;
+    let further_s = |batch: f64| {
+        Saturated::new(&waiting, layout(1), OSL, CHUNK).fused_step_s(batch)
+            - Saturated::new(&step, layout(1), OSL, CHUNK).fused_step_s(batch)
+    };
+    // 0.7 of a fifth of a prompt, over the root of 1.2; the share falls where a step holds many prompts.
+    assert!((further_s(100.0) - 0.7 * 0.2 / 1.2f64.sqrt() * prompt_s).abs() < 1e-12);
+    assert!(further_s(5000.0) < 10.0 * further_s(500.0));
+}
+
+#[test]
 fn a_fused_step_costs_less_than_decode_and_prefill_apart() {
     let step = step(layout(1));
     let saturated = Saturated::new(&step, layout(1), OSL, CHUNK);

@@ -43,6 +43,8 @@ impl<'a> Saturated<'a> {
     ///
     /// Every product sees `batch (1 + isl / osl)` tokens and reads its weights once; attention reads the caches of the
     /// batch, and prompts attend to themselves. Products reach the mean of decode and prefill efficiency by tokens.
+    /// Attention ranks meet at every layer: they wait for a share of the prompts that one of them prefills, as in a
+    /// closed loop; the more prompts a step holds, the more alike are the ranks (Poisson: as one over the root).
     /// Source: the published maximum-throughput tables, dense and expert models, prefill- and decode-bound alike.
     /// Assumes: host work on prompts (tokenisation) overlaps with the steps.
     #[must_use]
@@ -62,6 +64,7 @@ impl<'a> Saturated<'a> {
             + decode_share * on_tokens
             + (1.0 - decode_share) * self.step.chunk_s(tokens)
             + prompts * self.step.prompt_core_s
+            + (self.step.rank_waiting - 1.0) * prompts / (1.0 + prompts).sqrt() * self.prompt_s()
     }
 
     /// Prefill seconds that one more prompt adds, host work excluded.

@@ -1,6 +1,7 @@
 //! The operators of a decode step and of a prefill chunk, for one stack and layout.
 
 use super::memory::ChipParameters;
+use super::steady::rank_waiting;
 use super::{Layout, Stack};
 use crate::accelerator::Accelerator;
 use crate::count::GroupParameters;
@@ -29,6 +30,8 @@ pub struct StepModel {
     pub prompt_tokens: f64,
     /// Output tokens that a request gains in a step: 1 without speculative decoding.
     pub tokens_per_step: f64,
+    /// How much longer a prompt holds up the attention ranks together than the one it prefills on.
+    pub rank_waiting: f64,
     fused_share: f64,
     stages: f64,
 }
@@ -99,6 +102,7 @@ impl StepModel {
             prompt_overhead_s: parameters.prompt_overhead_s * parameters.prefill_anchor,
             prompt_tokens: lengths.prompt_to_compute(),
             tokens_per_step: 1.0,
+            rank_waiting: rank_waiting(parameters, layout),
             fused_share: parameters.fused_share,
             stages: f64::from(layout.pp),
         }
