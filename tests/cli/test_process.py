@@ -151,3 +151,28 @@ def test_help_and_import_load_nothing_heavy() -> None:
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("arguments", ["hardware", "models", "prices", "search --hardware h100-sxm --max-chips 8"])
+def test_a_reader_that_goes_away_is_no_error(arguments: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tokenopt", *arguments.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    told = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0, told
+    assert "error" not in told
+
+
+def test_a_closed_output_is_no_error(tmp_path: Path) -> None:
+    out = tmp_path / "answer.json"
+    command = (
+        f"exec {sys.executable} -m tokenopt search --hardware h100-sxm --max-chips 8 --format json --out {out} >&-"
+    )
+    process = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "own fault" not in process.stderr
+    assert out.stat().st_size > 100

@@ -95,7 +95,10 @@ def test_what_is_missing_is_asked_for(registry: PluginRegistry, tokenopt: Run) -
     bad = tokenopt("tco", "--hardware", "h100-sxm", "--years", "0")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert "years" in bad.stderr
-    assert "Traceback" not in tokenopt("tco", "--hardware", "h100-sxm", "--kwh", "nan").stderr
+    for flag in ("--kwh", "--pue", "--utilization"):
+        refused = tokenopt("tco", "--hardware", "h100-sxm", flag, "nan")
+        assert refused.returncode == 2
+        assert "is not a finite number" in refused.stderr
 
 
 def test_power_that_nobody_publishes_is_assumed_in_the_open(registry: PluginRegistry) -> None:

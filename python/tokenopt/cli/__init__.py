@@ -75,6 +75,9 @@ def run(arguments: Sequence[str]) -> int:
         The exit code.
     """
     is_debugging = "--debug" in arguments or bool(os.environ.get("TOKENOPT_DEBUG"))
+    if sys.stdout is None:
+        # Started with its output closed: whoever did so wants none.
+        _drop_stdout()
     try:
         outcome: Any = cli.main(list(arguments), prog_name="tokenopt", standalone_mode=False)
         # What is still buffered must fail here, inside the handlers, not at shutdown.
@@ -100,8 +103,9 @@ def run(arguments: Sequence[str]) -> int:
         for hint in error.hints:
             say(f"hint: {hint}")
         return error.exit_code
-    except BrokenPipeError:
-        # The reader went away (for instance `| head`): nothing is wrong.
+    except (BrokenPipeError, SystemExit):
+        # The reader went away (for instance `| head`): nothing is wrong. Tables are drawn by a library that then leaves
+        # by SystemExit, which nothing else raises here.
         _drop_stdout()
         return ExitCode.FOUND
     except Exception as error:

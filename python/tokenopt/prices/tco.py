@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -166,7 +167,8 @@ def owned_cost(inputs: Mapping[str, Input], published_usd_per_chip_hr: float | N
         text = json.dumps(problem, allow_nan=False)
     except ValueError:
         bad = next(
-            (name for name, item in inputs.items() if item.value != item.value or abs(float(item.value)) > 1e300), ""
+            (name for name, item in inputs.items() if isinstance(item.value, float) and not math.isfinite(item.value)),
+            "",
         )
         raise SpecError(f"{bad or 'published_usd_per_chip_hr'} is not a finite number") from None
     answer: dict[str, Any] = json.loads(_core.tco(text))
