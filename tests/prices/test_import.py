@@ -197,3 +197,30 @@ def test_the_group_keeps_its_short_form(tokenopt: Run) -> None:
     assert tokenopt("prices", "update", "--source", "neuron").returncode == 1
     assert tokenopt("prices", "diff", "--since", "yesterday").returncode == 2
     assert tokenopt("prices", "history", "--accelerator", "h100-sxm").returncode == 1
+
+
+def test_a_card_of_a_family_with_several_memories_is_the_one_that_the_provider_has(
+    load: Callable[..., list[ImportResult]],
+) -> None:
+    plans = [
+        {
+            "id": f"vcg-{memory}",
+            "hourly_cost": cost,
+            "locations": ["ewr"],
+            "gpu_vram_gb": memory,
+            "gpu_type": "NVIDIA_A100",
+            "vcpu_count": 12,
+        }
+        for memory, cost in ((80, 2.4), (160, 4.8), (10, 0.3))
+    ]
+    (result,) = load("vultr_1.json", content=json.dumps({"plans": plans, "meta": {"total": 3}}).encode())
+    found = {(offer.accelerator, offer.chips_per_instance, offer.usd_per_chip_hr) for offer in result.offers}
+    assert found == {("a100-sxm-80", 1, 2.4), ("a100-sxm-80", 2, 2.4)}, result.message
+    assert all(offer.suspect for offer in result.offers), "an A100 of which form is not said"
+
+
+def test_accelerators_of_a_cloud_by_their_short_names(load: Callable[..., list[ImportResult]]) -> None:
+    header = b"instance_name,location,price,cpu,memory,gpu_count,gpu_name,gpu_memory,spot,disk_size,gpu_vendor\n"
+    row = b"trn2.48xlarge,us-east-2,44.8,192,2048,16,trn2,96,False,,aws\n"
+    (result,) = load("gpuhunt_aws.csv", content=header + row, provider="aws")
+    assert [(offer.accelerator, offer.usd_per_chip_hr) for offer in result.offers] == [("trn2", 2.8)]

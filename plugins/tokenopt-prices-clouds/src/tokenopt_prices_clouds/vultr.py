@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from tokenopt.errors import PriceSourceError
-from tokenopt.prices.names import chip_by_name
+from tokenopt.prices.names import Chip, chip_by_name
 from tokenopt.prices.sources import HOURS_PER_MONTH, OfferBook, items, load_json, mapping, number, text
 from tokenopt.records import FileShape, PageFetcher, ParsedPrices, PricePage, PriceSource
 
@@ -24,6 +24,13 @@ _CARD_MEMORY_GB = {
 """Memory of one card, GB: a plan gives its own memory alone, and its share of a card follows from it."""
 _CARD_TOLERANCE = 0.12
 _METAL = re.compile(r"-(?:(\d+)-)?([a-z0-9]+)-gpu$")
+
+
+def _card(name: str) -> Chip | None:
+    """The card of a name; of a family with several memories (A100) the one that the provider has."""
+    sizes = (None, *sorted(set(_CARD_MEMORY_GB.values())))
+    found = (chip_by_name(name, size) for size in sizes)
+    return next((chip for chip in found if chip is not None and chip.key in _CARD_MEMORY_GB), None)
 
 
 def parse(pages: Sequence[PricePage], rates: Mapping[str, float]) -> ParsedPrices:  # noqa: ARG001
@@ -47,9 +54,9 @@ def _plan(plan: Mapping[str, Any], reference: str, book: OfferBook) -> None:
     if not name:
         book.skip("no accelerator")
         return
-    chip = chip_by_name(name)
+    chip = _card(name)
     memory_gb = number(plan.get("gpu_vram_gb"))
-    if chip is None or chip.key not in _CARD_MEMORY_GB:
+    if chip is None:
         book.skip(f"accelerator not in the table: {name}")
         return
     if not memory_gb:
