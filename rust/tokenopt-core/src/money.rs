@@ -107,9 +107,7 @@ impl FleetUnit {
     #[must_use]
     pub fn instances_for(&self, chips: f64) -> f64 {
         // The small slack keeps a share that rounds up by a hair from becoming another instance.
-        (chips / self.chips_per_instance - 1e-9)
-            .ceil()
-            .max(self.minimum_instances)
+        whole_up(chips / self.chips_per_instance - 1e-9).max(self.minimum_instances)
     }
 
     /// Sizes the fleet for replicas of `replica_tps` output tokens/s.
@@ -121,17 +119,15 @@ impl FleetUnit {
     pub fn fleet(&self, replica_tps: f64, demand: &Demand) -> Fleet {
         let (replicas, instances, sized_for) = match demand.output_tps {
             Some(target) => {
-                let replicas = (target / replica_tps).ceil();
+                let replicas = whole_up(target / replica_tps);
                 // The small slack keeps 3 * (1/3) from becoming 4 instances.
-                let instances = (replicas / self.replicas_per_instance - 1e-9)
-                    .ceil()
+                let instances = whole_up(replicas / self.replicas_per_instance - 1e-9)
                     .max(self.minimum_instances);
                 (replicas, instances, target)
             }
             None => {
-                let instances = (1.0 / self.replicas_per_instance - 1e-9)
-                    .ceil()
-                    .max(self.minimum_instances);
+                let instances =
+                    whole_up(1.0 / self.replicas_per_instance - 1e-9).max(self.minimum_instances);
                 let replicas = (instances * self.replicas_per_instance + 1e-9).floor();
                 (replicas, instances, replicas * replica_tps)
             }
@@ -143,6 +139,21 @@ impl FleetUnit {
             usd_per_hr: instances * self.usd_per_instance_hr,
             delivered_tps: sized_for * demand.utilization,
         }
+    }
+}
+
+/// The least whole number that is not below `value`, which is at least -0.5: `f64::ceil`, but in arithmetic that
+/// vectorises on every x86-64 instead of a call into the mathematical library.
+#[inline(always)]
+fn whole_up(value: f64) -> f64 {
+    /// 2^52: from here on every number is whole, and adding it rounds smaller ones to the nearest whole number.
+    const ALL_WHOLE: f64 = 4_503_599_627_370_496.0;
+    let nearest = (value + ALL_WHOLE) - ALL_WHOLE;
+    let whole = nearest + if nearest < value { 1.0 } else { 0.0 };
+    if value < ALL_WHOLE {
+        whole
+    } else {
+        value
     }
 }
 
@@ -228,7 +239,7 @@ pub fn pooled_fleet(
     let taken = |(unit, workers): (&FleetUnit, f64)| workers / unit.replicas_per_instance;
     // The small slack keeps 3 * (1/3) from becoming 4 instances.
     let whole =
-        |instances: f64, unit: &FleetUnit| (instances - 1e-9).ceil().max(unit.minimum_instances);
+        |instances: f64, unit: &FleetUnit| whole_up(instances - 1e-9).max(unit.minimum_instances);
     let instances = if is_shared {
         (0.0, whole(taken(first) + taken(second), second.0))
     } else {
@@ -278,6 +289,35 @@ pub fn undominated_offers_by(offers: &[OfferTerms], by_site: bool) -> Vec<OfferT
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounding_up_is_that_of_the_library() {
+        let values = [
+            0.0,
+            1e-9,
+            0.49,
+            0.5,
+            0.51,
+            1.0,
+            1.5,
+            2.0 + 4e-16,
+            2.5,
+            1e6 + 1e-9,
+            4e15 + 0.5,
+        ];
+        for value in values {
+            assert_eq!(whole_up(value), f64::ceil(value), "{value}");
+            assert_eq!(
+                whole_up(value + 1.0),
+                f64::ceil(value + 1.0),
+                "{value} and one"
+            );
+        }
+        assert_eq!(whole_up(-1e-9), 0.0);
+        assert_eq!(whole_up(1e300), 1e300);
+        assert_eq!(whole_up(f64::INFINITY), f64::INFINITY);
+        assert!(whole_up(f64::NAN).is_nan());
+    }
 
     fn unit(replicas_per_instance: f64) -> FleetUnit {
         FleetUnit {

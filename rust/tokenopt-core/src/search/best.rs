@@ -108,6 +108,8 @@ impl Candidate {
 pub struct TopList {
     capacity: usize,
     entries: Vec<Candidate>,
+    /// Score that as many layouts are known to reach from elsewhere; infinite when none is.
+    known_score: f64,
 }
 
 impl TopList {
@@ -117,6 +119,15 @@ impl TopList {
         Self {
             capacity,
             entries: Vec::with_capacity(capacity + 1),
+            known_score: f64::INFINITY,
+        }
+    }
+
+    /// An empty list whose threshold is no higher than this one's.
+    fn successor(&self) -> Self {
+        Self {
+            known_score: self.threshold(),
+            ..Self::new(self.capacity)
         }
     }
 
@@ -134,13 +145,14 @@ impl TopList {
     /// Score above which a candidate cannot enter.
     #[must_use]
     pub fn threshold(&self) -> f64 {
-        if self.entries.len() < self.capacity {
+        let own = if self.entries.len() < self.capacity {
             f64::INFINITY
         } else {
             self.entries
                 .last()
                 .map_or(f64::NEG_INFINITY, |last| last.score)
-        }
+        };
+        own.min(self.known_score)
     }
 
     /// The entries, best first.
@@ -162,6 +174,8 @@ impl TopList {
 #[derive(Debug, Clone)]
 pub struct Frontier {
     bands: Vec<Option<(f64, Candidate)>>,
+    /// Least score known of each band and every faster one, here or elsewhere; one more entry than bands.
+    least: Vec<f64>,
 }
 
 /// Bands per doubling of tokens/s/user: 64, about 1.1% wide.
@@ -174,6 +188,7 @@ impl Default for Frontier {
     fn default() -> Self {
         Self {
             bands: vec![None; band_count()],
+            least: vec![f64::INFINITY; band_count() + 1],
         }
     }
 }
@@ -192,41 +207,49 @@ fn band(tps_per_user: f64) -> usize {
 }
 
 impl Frontier {
+    /// An empty frontier that refuses what this one dominates.
+    fn successor(&self) -> Self {
+        Self {
+            bands: vec![None; band_count()],
+            least: self.least.clone(),
+        }
+    }
+
     /// Offers a point.
     #[inline(always)]
     pub fn offer(&mut self, tps_per_user: f64, score: f64, candidate: impl FnOnce() -> Candidate) {
-        let slot = &mut self.bands[band(tps_per_user)];
-        match slot {
-            Some((_, known)) if known.score < score => {}
-            _ => {
-                let candidate = candidate();
-                let is_better = slot
-                    .as_ref()
-                    .is_none_or(|(_, known)| candidate.order(known) == Ordering::Less);
-                if is_better {
-                    *slot = Some((tps_per_user, candidate));
+        let band = band(tps_per_user);
+        if self.holds_better(band, score) {
+            return;
+        }
+        let candidate = candidate();
+        let slot = &mut self.bands[band];
+        let is_better = slot
+            .as_ref()
+            .is_none_or(|(_, known)| candidate.order(known) == Ordering::Less);
+        if is_better {
+            *slot = Some((tps_per_user, candidate));
+            for least in self.least[..=band].iter_mut().rev() {
+                if *least <= score {
+                    break;
                 }
+                *least = score;
             }
         }
     }
 
-    /// Whether a faster band already holds a score of at most `score`.
-    #[must_use]
-    pub fn dominates(&self, tps_per_user: f64, score: f64) -> bool {
-        self.bands[band(tps_per_user) + 1..]
-            .iter()
-            .flatten()
-            .any(|(_, known)| known.score <= score)
-    }
-
-    /// Whether a point of `tps_per_user` with a score of at least `bound` cannot enter: its band or a faster one already
-    /// holds a better score.
+    /// Whether a point of `tps_per_user` with a score of at least `bound` cannot enter: its band holds a better score,
+    /// or a faster one one as good.
+    #[inline(always)]
     #[must_use]
     pub fn rules_out(&self, tps_per_user: f64, bound: f64) -> bool {
-        let holds_better = self.bands[band(tps_per_user)]
-            .as_ref()
-            .is_some_and(|(_, known)| known.score < bound);
-        holds_better || self.dominates(tps_per_user, bound)
+        self.holds_better(band(tps_per_user), bound)
+    }
+
+    #[inline(always)]
+    fn holds_better(&self, band: usize, score: f64) -> bool {
+        let faster = self.least[band + 1];
+        self.least[band] < score || (faster <= score && faster < f64::INFINITY)
     }
 
     /// Adds another frontier's points.
@@ -339,6 +362,20 @@ pub struct Findings {
     pub frontier: Frontier,
     /// Closest miss.
     pub miss: Option<Miss>,
+    known: KnownScores,
+}
+
+/// Scores that are known to be reached elsewhere, infinite where none is.
+#[derive(Debug, Clone)]
+struct KnownScores {
+    by_mode: [f64; 2],
+    by_accelerator: Vec<[f64; 2]>,
+}
+
+impl KnownScores {
+    fn best(&self, accelerator: Option<usize>, mode: ServingMode) -> f64 {
+        accelerator.map_or(&self.by_mode, |own| &self.by_accelerator[own])[mode.index()]
+    }
 }
 
 impl Findings {
@@ -355,7 +392,50 @@ impl Findings {
             by_accelerator: vec![[None; 2]; accelerators],
             frontier: Frontier::default(),
             miss: None,
+            known: KnownScores {
+                by_mode: [f64::INFINITY; 2],
+                by_accelerator: vec![[f64::INFINITY; 2]; accelerators],
+            },
         }
+    }
+
+    /// Findings for further work on the same problem: they hold nothing, but rule out what cannot matter beside these.
+    ///
+    /// Merged with the findings that hold the candidates themselves, they give the answer that a search without these
+    /// bounds would give.
+    #[must_use]
+    pub fn successor(&self) -> Self {
+        let scores = |best: &ByMode, known: &[f64; 2]| {
+            [0, 1].map(|mode| best[mode].map_or(known[mode], |found| found.score.min(known[mode])))
+        };
+        let mut next = Self::new(self.top.capacity, self.by_accelerator.len());
+        next.top = self.top.successor();
+        next.frontier = self.frontier.successor();
+        next.known.by_mode = scores(&self.by_mode, &self.known.by_mode);
+        for (index, known) in next.known.by_accelerator.iter_mut().enumerate() {
+            *known = scores(
+                &self.by_accelerator[index],
+                &self.known.by_accelerator[index],
+            );
+        }
+        next
+    }
+
+    /// Whether a candidate of at most `tps_per_user` with a score of at least `bound` cannot matter: neither for the
+    /// best layouts, nor as the best of its accelerator (of its mode, where it counts for none), nor on the frontier.
+    #[inline(always)]
+    #[must_use]
+    pub fn rule_out(
+        &self,
+        accelerator: Option<usize>,
+        mode: ServingMode,
+        tps_per_user: f64,
+        bound: f64,
+    ) -> bool {
+        let own = accelerator.map_or(&self.by_mode, |own| &self.by_accelerator[own]);
+        let is_beaten = own[mode.index()].is_some_and(|found| found.score < bound)
+            || self.known.best(accelerator, mode) < bound;
+        is_beaten && bound > self.top.threshold() && self.frontier.rules_out(tps_per_user, bound)
     }
 
     /// Records the best candidate of one layout; a fleet on several accelerators counts for none of them.

@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 use std::sync::atomic::{AtomicBool, Ordering as AtomicOrdering};
 
-use super::best::{Candidate, Findings, Limit, Miss, PrefillPart};
+use super::best::{Candidate, Findings, Limit, Miss, PrefillPart, ServingMode};
 use super::problem::{Objective, SearchProblem};
 use super::scan::LatencyLimits;
 use super::workers::{decode_options, whole, DecodeOption, Links, OfferPairs, PrefillOption};
@@ -166,15 +166,15 @@ impl<'a> Matcher<'a> {
                 self.match_one(decode, prefills, &mut best, findings);
             }
             if let Some(candidate) = best {
-                findings.best_of_layout(self.home(&candidate), candidate);
+                let home = candidate.prefill.and_then(|part| self.home(part.stack));
+                findings.best_of_layout(home, candidate);
             }
         }
     }
 
-    /// The accelerator that a candidate counts for; None when its pools differ.
-    fn home(&self, candidate: &Candidate) -> Option<usize> {
+    /// The accelerator that fleets with prefill workers of a stack count for; None when their pools differ.
+    fn home(&self, prefill: usize) -> Option<usize> {
         let own = self.problem.stacks[self.stack].accelerator;
-        let prefill = candidate.prefill?.stack;
         (self.problem.stacks[prefill].accelerator == own).then_some(own)
     }
 
@@ -189,8 +189,12 @@ impl<'a> Matcher<'a> {
         for (index, prefill) in prefills.iter().enumerate() {
             let bound = self.score_of_shares(prefill.least_share + decode.least_share);
             if !self.problem.exhaustive
-                && bound > findings.top.threshold()
-                && findings.frontier.rules_out(tps_per_user, bound)
+                && findings.rule_out(
+                    self.home(prefill.stack),
+                    ServingMode::Disagg,
+                    tps_per_user,
+                    bound,
+                )
             {
                 // Prefill workers come cheapest first: no further one can matter either.
                 findings.pruned += (prefills.len() - index) as u64;

@@ -1,6 +1,6 @@
 //! The scan of one layout: every batch and chunk size, in blocks of lanes, with bounds that skip whole blocks.
 
-use super::best::{Candidate, Findings, Limit, Miss};
+use super::best::{Candidate, Findings, Limit, Miss, ServingMode};
 use super::problem::{Limits, Objective, SearchProblem};
 use super::space::chunk_sizes;
 use crate::accelerator::Accelerator;
@@ -40,6 +40,17 @@ struct ChunkModel {
     capacity: u32,
     /// Requests in flight per rank and pipeline slot that fit.
     capacity_in_flight: f64,
+}
+
+impl ChunkModel {
+    /// The batch to go on with after `batch`; beyond every batch when that was the last.
+    fn after(&self, batch: u32) -> u32 {
+        if batch < self.capacity {
+            batch + 1
+        } else {
+            u32::MAX
+        }
+    }
 }
 
 /// Latency limits, absent ones infinite.
@@ -289,7 +300,8 @@ impl<'a> LayoutModel<'a> {
             .max_chips
             .map_or(f64::INFINITY, f64::from);
         let mut best: Option<Candidate> = None;
-        let mut is_open = vec![true; chunks.len()];
+        // Where each chunk size goes on; beyond its capacity when nothing of it is left.
+        let mut next = vec![1_u32; chunks.len()];
         let mut first = 1_u32;
         while first <= largest {
             let last = (first + LANES as u32 - 1).min(largest);
@@ -302,8 +314,8 @@ impl<'a> LayoutModel<'a> {
             let mut steps_s = [0.0; LANES];
             let mut raised_s = [0.0; LANES];
             let mut have_steps = false;
-            for (chunk, open) in chunks.iter().zip(&mut is_open) {
-                if !*open || first > chunk.capacity {
+            for (at, chunk) in chunks.iter().enumerate() {
+                if next[at] != first || first > chunk.capacity {
                     continue;
                 }
                 let last_here = last.min(chunk.capacity);
@@ -314,11 +326,14 @@ impl<'a> LayoutModel<'a> {
                         // Latencies and load only rise with the batch: nothing further on can meet the limits.
                         findings.pruned += u64::from(chunk.capacity - first + 1);
                         self.consider_miss(chunk, first, first_step_s, &lowest, &limits, findings);
-                        *open = false;
+                        next[at] = u32::MAX;
                         continue;
                     }
-                    if self.cannot_matter(first, last_here, &lowest, findings) {
-                        findings.pruned += u64::from(last_here - first + 1);
+                    if let Some(reach) =
+                        self.ruled_out_to(chunk, first, last_here, &lowest, findings)
+                    {
+                        findings.pruned += u64::from(reach - first + 1);
+                        next[at] = chunk.after(reach);
                         continue;
                     }
                 }
@@ -333,16 +348,71 @@ impl<'a> LayoutModel<'a> {
                     }
                     have_steps = true;
                 }
+                next[at] = chunk.after(last_here);
                 self.scan_block(
-                    chunk, first, last_here, &batches, &steps_s, &raised_s, &limits, max_chips,
-                    &mut best, findings,
+                    chunk,
+                    last_here - first + 1,
+                    &batches,
+                    &steps_s,
+                    &raised_s,
+                    &limits,
+                    max_chips,
+                    &mut best,
+                    findings,
                 );
             }
-            if !is_open.contains(&true) {
-                break;
-            }
-            first = last + 1;
+            first = next.iter().copied().min().unwrap_or(u32::MAX);
         }
+        best
+    }
+
+    /// Evaluates a few batches of one chunk size, so that a search has bounds before it starts.
+    pub fn probe(&self, findings: &mut Findings) -> Option<Candidate> {
+        let limits = LatencyLimits::of(&self.problem.limits);
+        let sizes = chunk_sizes(&self.problem.space, self.step.prompt_tokens);
+        let chunk_tokens = *sizes.get(sizes.len() / 2)?;
+        let stages = f64::from(self.layout.pp);
+        let capacity_in_flight = self.memory.capacity_requests(f64::from(chunk_tokens)) / stages;
+        let capacity = whole_batches(capacity_in_flight, self.max_batch);
+        if capacity == 0 || self.units.is_empty() {
+            return None;
+        }
+        let chunk = ChunkModel {
+            chunk_tokens,
+            load: self.load(chunk_tokens),
+            capacity,
+            capacity_in_flight,
+        };
+        // Batches at equal ratios; where the rounded ones repeat, so do the points.
+        let ratio = f64::from(capacity).powf(1.0 / (LANES - 1) as f64);
+        let mut batches = [1.0; LANES];
+        for lane in 1..LANES {
+            batches[lane] = ratio.powf(lane as f64).round().min(f64::from(capacity));
+        }
+        let mut steps_s = [0.0; LANES];
+        let mut raised_s = [0.0; LANES];
+        self.step.decode_steps_s(&batches, &mut steps_s);
+        if chunk.load.needs_raised() {
+            let raised = batches.map(|batch| chunk.load.raised_batch(batch));
+            self.step.decode_steps_s(&raised, &mut raised_s);
+        }
+        let max_chips = self
+            .problem
+            .limits
+            .max_chips
+            .map_or(f64::INFINITY, f64::from);
+        let mut best = None;
+        self.scan_block(
+            &chunk,
+            LANES as u32,
+            &batches,
+            &steps_s,
+            &raised_s,
+            &limits,
+            max_chips,
+            &mut best,
+            findings,
+        );
         best
     }
 
@@ -353,8 +423,9 @@ impl<'a> LayoutModel<'a> {
             || operation.e2e_s > limits.e2e_s
     }
 
-    /// Whether no batch from `first` to `last` can enter the best list or the frontier: latencies are at least those
-    /// of `first`, throughput at most that of `last` requests at the latencies of `first`.
+    /// Whether no batch from `first` to `last` can enter the answer: latencies are at least those of `first`, throughput
+    /// at most that of `last` requests at the latencies of `first`.
+    #[inline(always)]
     fn cannot_matter(
         &self,
         first: u32,
@@ -364,7 +435,46 @@ impl<'a> LayoutModel<'a> {
     ) -> bool {
         let most_tps = lowest.output_tps * f64::from(last) / f64::from(first);
         let bound = self.score(most_tps).value;
-        bound > findings.top.threshold() && findings.frontier.dominates(1.0 / lowest.tpot_s, bound)
+        findings.rule_out(
+            Some(self.stack.accelerator),
+            ServingMode::Agg,
+            1.0 / lowest.tpot_s,
+            bound,
+        )
+    }
+
+    /// The last batch up to which none from `first` on can matter, in whole blocks; None when a block from `first` to
+    /// `last` may.
+    fn ruled_out_to(
+        &self,
+        chunk: &ChunkModel,
+        first: u32,
+        last: u32,
+        lowest: &Operation,
+        findings: &Findings,
+    ) -> Option<u32> {
+        if self.cannot_matter(first, last, lowest, findings) {
+            let mut reach = last;
+            while reach < chunk.capacity {
+                let further = (2 * (reach - first + 1) + first - 1).min(chunk.capacity);
+                if !self.cannot_matter(first, further, lowest, findings) {
+                    break;
+                }
+                reach = further;
+            }
+            return Some(reach);
+        }
+        // A block that spans octaves is too wide for one bound: each octave has its own.
+        let mut start = first;
+        while start <= last && last >= 2 * first {
+            let end = (2 * start - 1).min(last);
+            let own = self.operation(&chunk.load, f64::from(start));
+            if !self.cannot_matter(start, end, &own, findings) {
+                return None;
+            }
+            start = end + 1;
+        }
+        (start > last).then_some(last)
     }
 
     #[inline(always)]
@@ -375,8 +485,7 @@ impl<'a> LayoutModel<'a> {
     fn scan_block(
         &self,
         chunk: &ChunkModel,
-        first: u32,
-        last: u32,
+        count: u32,
         batches: &[f64; LANES],
         steps_s: &[f64; LANES],
         raised_s: &[f64; LANES],
@@ -415,7 +524,7 @@ impl<'a> LayoutModel<'a> {
         } else {
             evaluate!(|lane: usize| load.operation(batches[lane], steps_s[lane], raised_s[lane]));
         }
-        let lanes = (last - first + 1) as usize;
+        let lanes = count as usize;
         findings.evaluated += lanes as u64;
         for lane in 0..lanes {
             if !is_plain && load.is_saturated(batches[lane], steps_s[lane]) {
@@ -432,7 +541,7 @@ impl<'a> LayoutModel<'a> {
                 findings.rejected.max_chips += 1;
             } else {
                 findings.feasible += 1;
-                let batch = first + lane as u32;
+                let batch = whole_batches(batches[lane], self.max_batch);
                 let score = scores[lane];
                 let candidate =
                     || self.candidate(score, tpot_s[lane], ttft_s[lane], chunk.chunk_tokens, batch);
@@ -448,7 +557,7 @@ impl<'a> LayoutModel<'a> {
                 continue;
             }
             let operation = load.operation(batches[lane], steps_s[lane], raised_s[lane]);
-            let batch = first + lane as u32;
+            let batch = whole_batches(batches[lane], self.max_batch);
             self.consider_miss(chunk, batch, steps_s[lane], &operation, limits, findings);
         }
     }
