@@ -126,6 +126,7 @@ def compile_rows(rows: Sequence[ServingRow], registry: PluginRegistry) -> Compil
                 "workload": {"isl": row.isl, "osl": row.osl, "prefix_hit": 0.0},
                 "concurrency": row.concurrency,
                 "chunk_tokens": CHUNK_TOKENS,
+                "in_waves": row.is_in_waves,
             }
         )
         kept.append(replace(row, unscored=row.unscored or stand_in))

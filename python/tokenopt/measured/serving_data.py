@@ -6,6 +6,7 @@ A rule names what is physically wrong with a row, never a row. What a rule drops
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,12 @@ QUEUE_TTFT_S = 10.0
 QUEUE_OSL = 500
 """A time to first token beyond ten seconds, or beyond half of the decode time of an answer of at least 500 tokens, holds a
 queue in front of the server: its batch is then smaller than the client's concurrency."""
+
+WAVE_TTFT_SHARE = 0.25
+WAVE_CONCURRENCY = 16
+"""Requests of equal length stay in step where an engine prefills before it decodes: prompts of all clients are prefilled,
+then all answers are written. A sweep ran so when the median time to first token, from sixteen clients on, is beyond a
+quarter of the answer's time."""
 
 UNLABELLED_SPECULATION = (
     ("trtllm", "1.2.0rc6.post3", "", "", ""),
@@ -79,6 +86,7 @@ class ServingRow:
         is_queue_limited: Whether the client's concurrency exceeds what the server ran.
         workers: Decode workers.
         prefill: The prefill pool; None when aggregated.
+        is_in_waves: Whether the requests of its sweep prefill together and then decode together.
         unscored: Why the row is predicted but neither fitted nor scored; empty when it is.
     """
 
@@ -103,6 +111,7 @@ class ServingRow:
     is_queue_limited: bool
     workers: int = 1
     prefill: PrefillWorkers | None = None
+    is_in_waves: bool = False
     unscored: str = ""
 
     @property
@@ -190,7 +199,23 @@ def clean(raw: Iterable[Mapping[str, str]]) -> CleanRows:
         else:
             repaired += was_repaired
         rows.append(replace(row, unscored=reason))
+    rows = _with_waves(rows)
     return CleanRows(rows, dropped, unusable, repaired, order)
+
+
+def _with_waves(rows: list[ServingRow]) -> list[ServingRow]:
+    """The rows, those of sweeps that ran in waves marked."""
+
+    def sweep(row: ServingRow) -> tuple[object, ...]:
+        return row.source, row.version, row.stack
+
+    shares: dict[tuple[object, ...], list[float]] = {}
+    for row in rows:
+        is_witness = row.source not in LENGTH_SHARE and row.prefill is None and row.concurrency >= WAVE_CONCURRENCY
+        if is_witness and row.ttft_s and not row.unscored:
+            shares.setdefault(sweep(row), []).append(row.ttft_s / (row.osl * row.tpot_s))
+    in_waves = {key for key, found in shares.items() if statistics.median(found) > WAVE_TTFT_SHARE}
+    return [replace(row, is_in_waves=sweep(row) in in_waves) for row in rows]
 
 
 def _missing(entry: Mapping[str, str]) -> str:

@@ -138,6 +138,12 @@ impl PeakFlops {
 pub const REFERENCE_MATMUL_SHARE: f64 = 0.80;
 
 impl PeakFlops {
+    /// Whether products of weights in `weights` run in fewer than 16 bits, faster than 16-bit ones.
+    #[must_use]
+    pub fn is_narrow(&self, weights: NumberFormat) -> bool {
+        self.for_weights(weights) > self.bf16
+    }
+
     /// Whether products unpack weights in `weights` to 16 bits on the way: 4-bit formats without arithmetic of their own.
     #[must_use]
     pub fn unpacks(&self, weights: NumberFormat) -> bool {

@@ -79,6 +79,9 @@ parameters! {
     decode_compute_efficiency = 0.47 in 0.02..0.95, "1";
     /// Share of the dense peak that matrix products of prefill reach.
     prefill_compute_efficiency = 0.52 in 0.02..0.95, "1";
+    /// Share of the arithmetic rate of dense products that grouped products of routed experts reach in 8 or 4 bits; its
+    /// square root in 16 bits.
+    expert_compute_share = 0.6 in 0.1..1.0, "1";
     /// Share of the peak that decode attention reaches.
     attention_compute_efficiency = 0.45 in 0.02..0.95, "1";
     /// Share of the peak that attention of prefill reaches.
@@ -89,6 +92,8 @@ parameters! {
     expert_tile_tokens = 44.0 in 0.0..256.0, "tokens";
     /// Strength of expert load imbalance over expert-parallel ranks (1 = random routing, 0 = perfect balance).
     expert_imbalance = 0.5 in 0.0..3.0, "1";
+    /// Squared coefficient of variation of how popular experts are (0 = every expert as likely as the next).
+    expert_skew = 0.5 in 0.01..6.0, "1";
     /// Share of the scale-up link rate that collectives reach.
     link_efficiency = 0.50 in 0.05..0.95, "1";
     /// Latency of one collective inside a scale-up domain.

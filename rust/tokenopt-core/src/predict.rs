@@ -76,6 +76,9 @@ pub struct Row {
     /// Whether the time to first token asked for is the median, which the burst at the start of a run does not reach.
     #[serde(default)]
     pub ttft_is_median: bool,
+    /// Whether requests of equal length run in waves: all prompts of a wave prefill before its first decode step.
+    #[serde(default)]
+    pub in_waves: bool,
 }
 
 /// Workers that only prefill.
@@ -376,6 +379,15 @@ fn closed_loop(
     step: &StepModel,
     capacity: f64,
 ) -> Prediction {
+    let running = row.concurrency.min(capacity);
+    let parameters = &EngineParameters {
+        burst_share: if row.in_waves {
+            wave_share(row, layout, running)
+        } else {
+            parameters.burst_share
+        },
+        ..*parameters
+    };
     let steady = SteadyState::new(
         parameters,
         layout,
@@ -383,7 +395,6 @@ fn closed_loop(
         row.workload.osl,
     )
     .with_tokens_per_step(step.tokens_per_step);
-    let running = row.concurrency.min(capacity);
     let batch = batch_in_flight(step, &steady, running);
     let decode_step_s = step.decode_step_s(batch);
     let operation = steady.operation(batch, decode_step_s);
@@ -408,6 +419,16 @@ fn closed_loop(
         output_tps_per_chip: operation.output_tps / f64::from(layout.chips()),
         decode_step_s,
     }
+}
+
+/// Share of a wave's prefill that its requests spend waiting for their first token rather than between later ones.
+///
+/// Prompts end one chunk after another; the one that ends after a share `x` of the wave's prefill waits for `x` of it
+/// before its first token and for `1 - x` after it. With `g` of `b` prompts in a chunk the mean of `x` is `(1 + g/b) / 2`.
+fn wave_share(row: &Row, layout: Layout, running: f64) -> f64 {
+    let prompts = running / f64::from(layout.attn_dp * layout.pp);
+    let in_a_chunk = row.chunk_tokens / row.workload.lengths().prompt_to_compute();
+    0.5 * (1.0 + (in_a_chunk.max(1.0) / prompts).min(1.0))
 }
 
 /// The running batch per rank and slot at which `in_flight` requests are on the replica.

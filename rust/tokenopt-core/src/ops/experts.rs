@@ -1,14 +1,18 @@
 //! Routed experts: how many are touched, what is read, what is multiplied.
 
-use super::{exp_negative, roofline, Pieces};
+use super::{exp_negative, ln_from_one, roofline, Pieces};
 
 /// The routed experts of one layer on the busiest chip.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Experts {
     /// Routed experts held by one expert-parallel rank.
     pub experts_per_rank: f64,
-    /// `ln(1 - top_k / experts)`: chance, per token, that an expert is not chosen.
-    pub ln_not_chosen: f64,
+    /// `(1 - top_k / experts)^(-skew) - 1`: how fast experts are touched, per token.
+    pub touched_per_token: f64,
+    /// Shape of the distribution of popularity, `1 / skew`.
+    pub popularity_shape: f64,
+    /// Squared relative excess of the busiest rank's load over the mean that popularity leaves at any batch.
+    pub popularity_imbalance2: f64,
     /// Token-expert pairs per row that one expert-parallel rank gets on average.
     pub pairs_per_row: f64,
     /// Strength of imbalance over ranks, `c^2 * 2 ln(ranks)` (0 with one rank).
@@ -39,10 +43,13 @@ pub struct ExpertShape {
 impl Experts {
     /// Hoists the coefficients.
     ///
-    /// Args: achieved `bytes_per_s` and `flops` (FLOP/s); `tile_rows` padding of a touched expert; `imbalance` strength.
-    /// Source: with random routing, `m` tokens touch `E * (1 - (1 - k/E)^m)` distinct experts; the busiest of `r`
-    /// ranks with mean load `L` holds about `L + sqrt(2 L ln r)` pairs (extreme of Poisson loads).
-    /// Assumes: routing is independent of the token; trained routers are milder after balancing, hence `imbalance`.
+    /// Args: achieved `bytes_per_s` and `flops` (FLOP/s); `tile_rows` padding of a touched expert; `imbalance` strength;
+    /// `skew` squared coefficient of variation of popularity, above 0.
+    /// Source: where a token chooses an expert with chance `p`, `m` tokens leave it untouched with `(1 - p)^m`. Over
+    /// experts of unlike popularity (mean `k/E`, beta distributed) the mean is `(1 + c m)^(-1/skew)`, with `c` such that
+    /// one token touches `k`; towards `skew = 0` it is `(1 - k/E)^m`. A rank's load `L` then varies by
+    /// `L + L^2 skew r/E`, and the busiest of `r` ranks holds about `sqrt(2 ln r)` deviations more than the mean.
+    /// Assumes: tokens choose independently; trained routers are milder after balancing, hence `imbalance`.
     #[must_use]
     pub fn new(
         shape: &ExpertShape,
@@ -50,13 +57,17 @@ impl Experts {
         flops: f64,
         tile_rows: f64,
         imbalance: f64,
+        skew: f64,
     ) -> Self {
+        let extreme2 = imbalance * imbalance * 2.0 * shape.ranks.ln();
         let not_chosen = (1.0 - shape.top_k / shape.experts).max(1e-300);
         Self {
             experts_per_rank: shape.experts / shape.ranks,
-            ln_not_chosen: not_chosen.ln(),
+            touched_per_token: not_chosen.powf(-skew) - 1.0,
+            popularity_shape: 1.0 / skew,
+            popularity_imbalance2: extreme2 * skew * shape.ranks / shape.experts,
             pairs_per_row: shape.top_k / shape.ranks,
-            imbalance2: imbalance * imbalance * 2.0 * shape.ranks.ln(),
+            imbalance2: extreme2,
             stream_s_per_expert: shape.parameters_per_expert * shape.bytes_per_parameter
                 / bytes_per_s,
             compute_s_per_pair: 2.0 * shape.parameters_per_expert / flops,
@@ -72,12 +83,19 @@ impl Experts {
         roofline(memory_s, compute_s)
     }
 
+    /// Share of the experts that `rows` tokens leave untouched.
+    #[inline(always)]
+    fn share_untouched(&self, rows: f64) -> f64 {
+        exp_negative(-self.popularity_shape * ln_from_one(1.0 + rows * self.touched_per_token))
+    }
+
     #[inline(always)]
     fn memory_and_compute(&self, rows: f64) -> (f64, f64) {
         let pairs = rows * self.pairs_per_row;
-        // sqrt(L^2 + 2 L ln r c^2) instead of L + sqrt(..): same limits, never above what a rank can get at L -> 0.
-        let busiest_pairs = (pairs * (pairs + self.imbalance2)).sqrt();
-        let touched_mean = self.experts_per_rank * (1.0 - exp_negative(rows * self.ln_not_chosen));
+        // sqrt(L^2 + 2 ln r c^2 var L) instead of L + sqrt(..): same limits, never above what a rank can get at L -> 0.
+        let busiest_pairs =
+            (pairs * (pairs * (1.0 + self.popularity_imbalance2) + self.imbalance2)).sqrt();
+        let touched_mean = self.experts_per_rank * (1.0 - self.share_untouched(rows));
         let touched = (touched_mean * (touched_mean + self.imbalance2))
             .sqrt()
             .min(self.experts_per_rank)
@@ -116,20 +134,37 @@ mod tests {
 
     #[test]
     fn one_token_touches_top_k_experts() {
-        let experts = Experts::new(&shape(1.0), 1e9, 1e30, 0.0, 1.0);
+        let experts = Experts::new(&shape(1.0), 1e9, 1e30, 0.0, 1.0, 0.5);
         // 4 experts of 1 MB at 1 GB/s
         assert!((experts.seconds(1.0) - 4e-3).abs() < 1e-9);
     }
 
     #[test]
     fn many_tokens_touch_every_expert() {
-        let experts = Experts::new(&shape(1.0), 1e9, 1e30, 0.0, 1.0);
+        let experts = Experts::new(&shape(1.0), 1e9, 1e30, 0.0, 1.0, 1e-6);
         assert!((experts.seconds(10_000.0) - 0.128).abs() < 1e-9);
     }
 
     #[test]
+    fn unlike_popularity_leaves_experts_untouched() {
+        // Evenly popular, 32 tokens leave (1 - 4/128)^32 = 36.2% untouched.
+        let even = Experts::new(&shape(1.0), 1e9, 1e30, 0.0, 1.0, 1e-6);
+        assert!((even.share_untouched(32.0) - (31.0_f64 / 32.0).powi(32)).abs() < 1e-6);
+        // Skew 1: 1 / (1 + 32 c) with c = 128/124 - 1 = 1/31, 31/63.
+        let skewed = Experts::new(&shape(1.0), 1e9, 1e30, 0.0, 1.0, 1.0);
+        assert!((skewed.share_untouched(32.0) - 31.0 / 63.0).abs() < 1e-12);
+        // A mixture that sends every token to every expert leaves none.
+        let all = ExpertShape {
+            top_k: 128.0,
+            ..shape(1.0)
+        };
+        let all = Experts::new(&all, 1e9, 1e30, 0.0, 1.0, 1.0);
+        assert!((all.share_untouched(0.0) - 1.0).abs() < 1e-12 && all.share_untouched(1.0) < 1e-9);
+    }
+
+    #[test]
     fn the_busiest_rank_never_reads_more_than_it_holds() {
-        let experts = Experts::new(&shape(8.0), 1e9, 1e30, 0.0, 1.0);
+        let experts = Experts::new(&shape(8.0), 1e9, 1e30, 0.0, 1.0, 0.5);
         assert!(experts.seconds(100_000.0) <= 0.016 + 1e-12);
     }
 }

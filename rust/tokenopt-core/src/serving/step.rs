@@ -186,6 +186,19 @@ impl Builder<'_> {
         }
     }
 
+    /// Share of the rate of dense products that grouped products of experts reach.
+    ///
+    /// Assumes: narrow formats lose twice, to small groups and to the scaling of blocks; in 16 bits there is half of the
+    /// loss (its square root).
+    fn grouping(&self, format: NumberFormat) -> f64 {
+        let share = self.parameters().expert_compute_share;
+        if self.accelerator.peak_flops.is_narrow(format) {
+            share
+        } else {
+            share.sqrt()
+        }
+    }
+
     /// Share of the arithmetic rate left after unpacking weights.
     fn unpacking(&self, format: NumberFormat) -> f64 {
         if self.accelerator.peak_flops.unpacks(format) {
@@ -322,9 +335,11 @@ impl Builder<'_> {
                     self.accelerator
                         .sustained(self.accelerator.peak_flops.for_weights(weights.experts))
                         * self.compute_efficiency()
+                        * self.grouping(weights.experts)
                         * self.unpacking(weights.experts),
                     p.expert_tile_tokens,
                     p.expert_imbalance,
+                    p.expert_skew,
                 );
                 self.push(
                     OperatorName::RoutedExperts,
