@@ -493,3 +493,52 @@ fn keep_better(known: &mut Option<Candidate>, candidate: Candidate) {
         *known = Some(candidate);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(score: f64) -> Candidate {
+        Candidate {
+            score,
+            tpot_s: 0.025,
+            ttft_s: 0.1,
+            stack: 0,
+            layout: Layout {
+                tp: 1,
+                pp: 1,
+                attn_dp: 1,
+                ep: 1,
+            },
+            chunk_tokens: 2048,
+            batch: 8,
+            depth: 0,
+            prefill: None,
+        }
+    }
+
+    #[test]
+    fn a_successor_rules_out_what_cannot_matter_and_only_that() {
+        let mut known = Findings::new(1, 2);
+        let found = at(1.0);
+        known.best_of_layout(Some(0), found);
+        known.frontier.offer(40.0, 1.0, || found);
+        let next = known.successor();
+        assert_eq!(next.top.entries(), []);
+        assert!(next.frontier.points().is_empty());
+        let is_out =
+            |accelerator, tps, bound| next.rule_out(accelerator, ServingMode::Agg, tps, bound);
+        assert!(is_out(Some(0), 30.0, 1.5));
+        // As cheap as the best, or faster than anything known, or on an accelerator of which nothing is known.
+        assert!(!is_out(Some(0), 40.0, 1.0));
+        assert!(!is_out(Some(0), 80.0, 1.5));
+        assert!(!is_out(Some(1), 30.0, 1.5));
+        assert!(!next.rule_out(Some(0), ServingMode::Disagg, 30.0, 1.5));
+        // What was known is taken again when it is found again.
+        let mut again = next;
+        again.best_of_layout(Some(0), found);
+        again.frontier.offer(40.0, 1.0, || found);
+        assert_eq!(again.top.entries(), [found]);
+        assert_eq!(again.frontier.points(), [found]);
+    }
+}

@@ -385,9 +385,9 @@ impl<'a> LayoutModel<'a> {
         };
         // Batches at equal ratios; where the rounded ones repeat, so do the points.
         let ratio = f64::from(capacity).powf(1.0 / (LANES - 1) as f64);
-        let mut batches = [1.0; LANES];
-        for lane in 1..LANES {
-            batches[lane] = ratio.powf(lane as f64).round().min(f64::from(capacity));
+        let mut batches = [0.0; LANES];
+        for (lane, batch) in batches.iter_mut().enumerate() {
+            *batch = ratio.powf(lane as f64).round().min(f64::from(capacity));
         }
         let mut steps_s = [0.0; LANES];
         let mut raised_s = [0.0; LANES];
