@@ -68,6 +68,8 @@ def test_every_accelerator_key_is_a_name_of_its_own() -> None:
         ("NVIDIA H20-3e", "h20-3e"), ("AMD Instinct MI355X OAM", "mi355x"), ("Ironwood", "tpu-v7"), ("TPU7x", "tpu-v7"),
         ("Trillium", "tpu-v6e"), ("TPU v5p", "tpu-v5p"), ("Trainium2", "trn2"), ("Intel Gaudi 3", "gaudi3"),
         ("910C", "ascend-910c"), ("Cerebras CS-3", "cerebras-wse-3"), ("Vera Rubin NVL144", "vera-rubin-nvl144"),
+        ("rtx4090", "rtx-4090"), ("GeForce RTX 4090", "rtx-4090"), ("RTX 5090", "rtx-5090"), ("2x RTX 4090", "rtx-4090"),
+        ("8xH100", "h100-sxm"), ("MI300X x8", "mi300x"), ("H100-SXM5-80GBx8", "h100-sxm"), ("v6e-8", "tpu-v6e"),
         ("Xeon 6980P", ""), ("", ""),
     ],
 )  # fmt: skip

@@ -34,7 +34,7 @@ _FAMILY_OF_SHORT = {
     "h200": "h200-sxm", "h20": "h20",
 }  # fmt: skip
 _COUNT = re.compile(
-    r"^\d{1,4} ?[x×*] ?(?=\D)|(?<=\w)[ -]?[x×*] ?\d{1,4}$| ?[(\[][x×]?\d{1,4}[x×]?[)\]]$", re.IGNORECASE
+    r"^\d{1,4} ?[x×*] ?(?=\D)|(?<=\w)(?<!rt)(?<!gt)[ -]?[x×*] ?\d{1,3}$| ?[(\[][x×]?\d{1,4}[x×]?[)\]]$", re.IGNORECASE
 )
 """How many there are, before or behind a name: 8xH100, MI300X x8."""
 _CLOUD_CHIP = re.compile(r"\b(tpu[ _-]?v\d+[ep]?|trn[123](?!\d)|inf[12](?!\d))\b", re.IGNORECASE)
