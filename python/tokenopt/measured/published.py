@@ -412,9 +412,10 @@ def _replica(
         wider = [tp << power for power in range(1, 8) if is_span_free and tp << power <= chip.scale_up_domain_chips]
         return ranks, tuple(Layout(attn_dp=width, ep=width) for width in wider), max(1.0, chips / ranks.chips)
     layout = Layout(tp=tp, pp=pp, ep=_divisor(ep or 1, tp))
-    may_have_ranks = point.get("attn_dp") in (None, "") and tp > 1 and (is_pool or base == "offline-max")
-    if "tensorrt" in point.get("framework", "") and (version_of(_engine_version(point)) or FIRST_RANKS) < FIRST_RANKS:
-        may_have_ranks = False
+    is_table = base == "offline-max" and not _number(point, "requests")
+    may_have_ranks = point.get("attn_dp") in (None, "") and tp > 1 and (is_pool or is_table)
+    if engine_name(point.get("framework", ""), chip) == "trtllm":
+        may_have_ranks &= (version_of(_engine_version(point)) or FIRST_RANKS) >= FIRST_RANKS
     alternatives = (ranks,) if may_have_ranks and _has_experts(point["model"]) else ()
     return layout, alternatives, max(1.0, chips / layout.chips)
 

@@ -96,9 +96,9 @@ class FamilyStructure:
         (("collective_latency_s",), 0.2),
     )
     same: tuple[tuple[tuple[str, ...], float], ...] = (
-        (BANDWIDTHS, 0.03),
-        (COMPUTE, 0.05),
-        (("unpacking_compute_share",), 0.5),
+        (BANDWIDTHS, 0.08),
+        (COMPUTE, 0.25),
+        (("unpacking_compute_share",), 1.0),
     )
     host: float = 2.0
 
