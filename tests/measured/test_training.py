@@ -99,7 +99,11 @@ def test_rows_that_cannot_be_predicted_say_why(changes: dict[str, str], reason: 
 def test_traps_of_published_tables() -> None:
     local_batch = parsed(pp="8", micro_batch="32", n_gpus="64", global_batch="256", cp="1")
     assert local_batch.layout is not None
-    assert local_batch.layout["micro_batch"] == 1
+    # 32 sequences over 8 stages: 4 each.
+    assert local_batch.layout["micro_batch"] == 4
+    assert parsed(framework="automodel").recomputes_all_or_nothing
+    assert not parsed().recomputes_all_or_nothing
+    assert parsed(task="lora", framework="megatron-bridge").job["recipe"] == {"lora_attention": {"rank": 16}}
     assert parsed(notes="H100 at 500W with 2.4TB/s").chip["clock_power_w"] == 500.0
     assert parsed(notes="MoE: token-drop").job["capacity_factor"] == 1.0
     assert parsed(task="lora").job["document_tokens"] == 300.0

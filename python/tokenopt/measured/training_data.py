@@ -65,6 +65,9 @@ SHARDED_ONLY_STACKS = ("llm-foundry", "deepspeed", "torchtune")
 WHOLE_WEIGHTS_STACKS = ("megatron",)
 """Software whose published recipes keep whole weights on every data-parallel rank: all but 3 of 241 printed layouts."""
 
+ALL_OR_NOTHING_STACKS = ("automodel", "deepspeed", "torchtune", "llm-foundry")
+"""Software that recomputes every layer or none: one switch, no count of layers."""
+
 FLASH_2_STACKS = ("torchtitan", "llm-foundry")
 """Software whose published runs used FlashAttention-2 kernels (PyTorch SDPA, flash-attn 2) on every chip."""
 
@@ -92,6 +95,7 @@ class TrainingRow:
         seq_len, global_batch: Tokens of a sequence, sequences of a step.
         layout: Layout in the core's shape, None where none is printed.
         is_recompute_open, is_expert_split_open, is_interleave_open: Whether the source leaves that open.
+        recomputes_all_or_nothing: Whether its software recomputes every layer or none.
         batch_is_printed: Whether `global_batch` is, so that a rate follows from the step time.
         job: Further fields of the core's job.
         chip: What this part has unlike the catalogue's (field of the core's accelerator to value).
@@ -118,6 +122,7 @@ class TrainingRow:
     global_batch: float
     layout: Mapping[str, Any] | None
     is_recompute_open: bool
+    recomputes_all_or_nothing: bool
     is_expert_split_open: bool
     is_interleave_open: bool
     batch_is_printed: bool
@@ -277,7 +282,8 @@ def parse_row(entry: Mapping[str, str], prints_chunks: bool = False) -> Training
     if global_batch is None:
         global_batch = _assumed_batch(layout, chips, micro_batch)
         assumed.append(f"batch {global_batch:.0f}")
-    job: dict[str, Any] = {"recipe": _recipe(task, is_mlperf)}
+    # The MLPerf benchmark and the performance recipes of Megatron-based software adapt attention projections only.
+    job: dict[str, Any] = {"recipe": _recipe(task, is_mlperf or stack == "megatron")}
     if task in ("sft", "lora") and not is_mlperf and "mock data" not in notes:
         job["document_tokens"] = PACKED_DOCUMENT_TOKENS
     if "token-drop" in notes or "tokendrop" in notes:
@@ -308,6 +314,7 @@ def parse_row(entry: Mapping[str, str], prints_chunks: bool = False) -> Training
         global_batch=global_batch,
         layout=layout,
         is_recompute_open=not (entry.get("recompute") or "").strip(),
+        recomputes_all_or_nothing=stack in ALL_OR_NOTHING_STACKS,
         is_expert_split_open=True,
         batch_is_printed=bool(_number(entry, "global_batch")),
         is_interleave_open=stack == "megatron" and not prints_chunks and not _number(entry, "vpp"),
@@ -329,10 +336,9 @@ def parse_row(entry: Mapping[str, str], prints_chunks: bool = False) -> Training
     )
 
 
-def _recipe(task: str, is_mlperf: bool) -> Any:
+def _recipe(task: str, adapts_attention_only: bool) -> Any:
     if task == "lora":
-        # The MLPerf benchmark adapts the attention projections only.
-        return {"lora_attention" if is_mlperf else "lora": {"rank": LORA_RANK}}
+        return {"lora_attention" if adapts_attention_only else "lora": {"rank": LORA_RANK}}
     return {"sft": "sft", "dpo": "dpo", "reward-model": "reward_model"}.get(task, "pretrain")
 
 
@@ -401,8 +407,8 @@ def _layout(
     if "columns swapped" in notes:
         micro_batch = 1
     if micro_batch and ("PP microbatched" in notes or (pp > 1 and micro_batch >= 8)):
-        # The local batch of a pipeline, printed as its micro-batch.
-        micro_batch = 1
+        # The local batch of a pipeline, printed as its micro-batch: it is cut into as many as there are stages.
+        micro_batch = max(1, micro_batch // pp)
     micro_batch = micro_batch or 1
     if global_batch and global_batch < dp * micro_batch:
         micro_batch = max(1, int(global_batch // dp))

@@ -128,6 +128,7 @@ def compile_training(
                 },
                 "offer": layout_offer(row.stack),
                 "is_recompute_open": row.is_recompute_open,
+                "recomputes_all_or_nothing": row.recomputes_all_or_nothing,
                 "is_expert_split_open": routes and row.is_expert_split_open,
                 "is_interleave_open": row.is_interleave_open,
             }

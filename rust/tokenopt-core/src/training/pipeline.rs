@@ -50,15 +50,21 @@ pub fn microbatches_kept(pp: f64, vpp: f64, microbatches: f64) -> f64 {
 #[inline(always)]
 #[must_use]
 pub fn imbalance(layers: u32, pp: u32, vpp: u32) -> f64 {
-    let even = |count: u32| count % (pp * vpp) == 0;
-    let slots = if even(layers) {
+    let slots = if layers % (pp * vpp) == 0 {
         return 1.0;
-    } else if even(layers + 2) {
+    } else if ends_take_slots(layers, pp, vpp) {
         layers + 2
     } else {
         layers.div_ceil(pp) * pp
     };
     f64::from(slots) / f64::from(layers)
+}
+
+/// Whether embedding and head each take the place of a layer, because layers alone do not divide and with them they do.
+#[inline(always)]
+#[must_use]
+pub fn ends_take_slots(layers: u32, pp: u32, vpp: u32) -> bool {
+    layers % (pp * vpp) != 0 && (layers + 2) % (pp * vpp) == 0
 }
 
 #[cfg(test)]
@@ -95,6 +101,9 @@ mod tests {
         assert!((imbalance(80, 8, 5) - 1.0).abs() < 1e-12);
         // 126 + 2 over 16
         assert!((imbalance(126, 16, 8) - 128.0 / 126.0).abs() < 1e-12);
+        assert!(
+            ends_take_slots(126, 16, 8) && !ends_take_slots(80, 8, 5) && !ends_take_slots(61, 8, 1)
+        );
         // 61 over 8: the longest stage has 8
         assert!((imbalance(61, 8, 1) - 64.0 / 61.0).abs() < 1e-12);
     }

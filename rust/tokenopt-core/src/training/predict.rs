@@ -53,6 +53,9 @@ pub struct TrainingRow {
     /// Whether the source leaves recomputation open: as little as fits.
     #[serde(default)]
     pub is_recompute_open: bool,
+    /// Whether its software recomputes every layer or none.
+    #[serde(default)]
+    pub recomputes_all_or_nothing: bool,
     /// Whether the source leaves tensor parallelism inside experts open: only where they do not fit whole.
     #[serde(default)]
     pub is_expert_split_open: bool,
@@ -213,6 +216,7 @@ impl TrainingRowSet {
                         &row.job,
                         row.chips,
                         row.offer,
+                        row.recomputes_all_or_nothing,
                     ),
                 })
             })
@@ -328,7 +332,8 @@ fn resolve_open(
     let job = &row.job;
     let recomputed = |layout| {
         if row.is_recompute_open {
-            least_recompute(model, accelerator, parameters, job, layout)
+            let least = least_recompute(model, accelerator, parameters, job, layout);
+            offered_recompute(least, row.recomputes_all_or_nothing)
         } else {
             layout
         }
@@ -356,6 +361,18 @@ fn resolve_open(
         split
     } else {
         whole
+    }
+}
+
+/// `layout`, any recomputation turned into all of it where a software offers nothing between.
+fn offered_recompute(layout: TrainingLayout, is_all_or_nothing: bool) -> TrainingLayout {
+    if is_all_or_nothing && layout.recompute != Recompute::None {
+        TrainingLayout {
+            recompute: Recompute::Full,
+            ..layout
+        }
+    } else {
+        layout
     }
 }
 
@@ -432,6 +449,7 @@ pub fn fastest_layout(
     job: &TrainingJob,
     chips: u32,
     offer: LayoutOffer,
+    recomputes_all_or_nothing: bool,
 ) -> Option<TrainingLayout> {
     let is_sharded_only = offer == LayoutOffer::ShardedOnly;
     let (largest_tp, largest_cp, largest_pp) = if is_sharded_only {
@@ -449,7 +467,8 @@ pub fn fastest_layout(
         if layout.refusal(model, accelerator, job).is_some() {
             return;
         }
-        let layout = least_recompute_of(cost, accelerator, parameters, job, layout);
+        let least = least_recompute_of(cost, accelerator, parameters, job, layout);
+        let layout = offered_recompute(least, recomputes_all_or_nothing);
         if !TrainingMemory::new(cost, accelerator, parameters, job, &layout).fits() {
             return;
         }
@@ -509,7 +528,15 @@ pub fn fastest_layout(
     }
     let found = best.map(|(_, layout)| layout);
     if found.is_none() && offer == LayoutOffer::WholeWeights {
-        return fastest_layout(model, accelerator, parameters, job, chips, LayoutOffer::Any);
+        return fastest_layout(
+            model,
+            accelerator,
+            parameters,
+            job,
+            chips,
+            LayoutOffer::Any,
+            recomputes_all_or_nothing,
+        );
     }
     found
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::layout::{Recompute, TrainingLayout};
 use super::microbatch::MicrobatchCost;
 use super::parameters::TrainingParameters;
-use super::pipeline::{bubble_s, imbalance, StageTimes};
+use super::pipeline::{bubble_s, ends_take_slots, imbalance, StageTimes};
 use super::work::TrainingWork;
 use super::TrainingJob;
 use crate::accelerator::Accelerator;
@@ -93,7 +93,7 @@ impl TrainingStep {
         let vpp = f64::from(layout.vpp);
         let microbatches = layout.microbatches(job).max(1.0);
         let share = imbalance(cost.layers, layout.pp, layout.vpp) / pp;
-        let head_share = 1.0 / pp + parameters.head_stage_share * (1.0 - 1.0 / pp);
+        let head_share = head_share(cost, parameters, layout);
 
         let layers_forward_s = cost.forward.total_s() * share;
         let layers_backward_s = cost.backward.total_s() * share;
@@ -113,14 +113,18 @@ impl TrainingStep {
 
         // Each chunk's boundary is crossed once forward and once backward.
         let pipeline_transfer_s = if layout.pp > 1 {
-            let chips = f64::from(layout.tp) * f64::from(layout.cp) * f64::from(layout.dp);
-            let is_inside = chips * pp <= cost.rates.domain_chips;
-            let rate = if is_inside {
-                cost.rates.fabric.group_bytes_per_s(cost.rates.domain_chips)
+            let stride = f64::from(layout.tp) * f64::from(layout.cp) * f64::from(layout.dp);
+            let domain = cost.rates.domain_chips;
+            // Stages follow each other with all ranks of a stage between them: of the stages that fill a domain, one
+            // boundary leaves it.
+            let crossing = if stride * pp <= domain {
+                0.0
             } else {
-                cost.rates.network_bytes_per_s
+                (stride / domain).min(1.0)
             };
-            2.0 * vpp * cost.boundary_bytes / rate * parameters.pipeline_exposed
+            let seconds_per_byte = crossing / cost.rates.network_bytes_per_s
+                + (1.0 - crossing) / cost.rates.fabric.group_bytes_per_s(domain);
+            2.0 * vpp * cost.boundary_bytes * seconds_per_byte * parameters.pipeline_exposed
         } else {
             0.0
         };
@@ -195,7 +199,7 @@ impl TrainingStep {
     ) -> StepParts {
         let pp = f64::from(layout.pp);
         let share = imbalance(cost.layers, layout.pp, layout.vpp) / pp * self.microbatches;
-        let head_share = 1.0 / pp + parameters.head_stage_share * (1.0 - 1.0 / pp);
+        let head_share = head_share(cost, parameters, layout);
         let forwards = 1.0 + job.recipe.extra_forwards();
         let (forward, backward) = (&cost.forward, &cost.backward);
         let both = |forward_s: f64, backward_s: f64| share * (forwards * forward_s + backward_s);
@@ -221,6 +225,30 @@ impl TrainingStep {
             optimizer_s: self.optimizer_s,
             overhead_s: self.overhead_s + both(forward.overhead_s, backward.overhead_s),
         }
+    }
+}
+
+/// Share of head and loss by which every stage is longer.
+///
+/// Source: the mean over the stages, and a part of what the last stage takes longer. Where the head has the place of a
+/// layer, only what it takes longer than that layer counts.
+#[inline(always)]
+fn head_share(
+    cost: &MicrobatchCost,
+    parameters: &TrainingParameters,
+    layout: &TrainingLayout,
+) -> f64 {
+    let pp = f64::from(layout.pp);
+    let of_last = parameters.head_stage_share * (1.0 - 1.0 / pp);
+    if !ends_take_slots(cost.layers, layout.pp, layout.vpp) {
+        return 1.0 / pp + of_last;
+    }
+    let head_s = cost.head_forward_s + cost.head_backward_s;
+    let layer_s = (cost.forward.total_s() + cost.backward.total_s()) / f64::from(cost.layers);
+    if head_s > layer_s {
+        of_last * (1.0 - layer_s / head_s)
+    } else {
+        0.0
     }
 }
 
