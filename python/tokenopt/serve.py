@@ -435,7 +435,7 @@ def _without_nan(value: Any) -> Any:
 def name_solution(problem: CompiledProblem, rank: int, raw: Mapping[str, Any]) -> Solution:
     """A solution of the core with the names behind its indices."""
     stack = problem.stacks[raw["stack"]]
-    low, high = interval_factors(problem, raw["stack"])
+    low, high = interval_factors(problem, raw)
     usd = raw["usd_per_m_tokens"]
     named = {
         "rank": rank,
@@ -479,12 +479,14 @@ def _pool(problem: CompiledProblem, raw: Mapping[str, Any]) -> Pool:
     )
 
 
-def interval_factors(problem: CompiledProblem, stack_index: int) -> tuple[float, float]:
-    """Factors on $/M tokens at P10 and P90, from the spread of the calibration's residuals at this novelty."""
-    from tokenopt.catalog.engines import novelty
+def interval_factors(problem: CompiledProblem, raw: Mapping[str, Any]) -> tuple[float, float]:
+    """Factors on $/M tokens at P10 and P90 of a solution of the core, from the spread of the calibration's residuals."""
+    from tokenopt.catalog.engines import layout_kind, novelty
 
-    stack = problem.stacks[stack_index]
-    return novelty(problem.calibration, stack.accelerator, problem.model.key).factors
+    stack, layout = problem.stacks[raw["stack"]], raw["layout"]
+    kind = layout_kind(layout.get("mode") == "disagg", layout["attn_dp"])
+    batch = raw["batch_per_rank"] if "batch_per_rank" in raw else raw["batch"]
+    return novelty(problem.calibration, stack.accelerator, problem.model.key, kind, batch or 0.0).factors
 
 
 def _solutions(problem: CompiledProblem, raw: Sequence[Mapping[str, Any]]) -> list[Solution]:

@@ -444,13 +444,46 @@ _UNCALIBRATED_SPREAD = 0.45
 """Log standard deviation before any calibration: physical priors miss measured time per token by a factor of up to 2."""
 
 
-def novelty(calibration: Calibration, accelerator: Accelerator, model: str) -> Novelty:
+LAYOUT_KINDS = ("tp", "dp", "pools")
+"""What layouts differ by most: tensor parallelism alone, attention data parallelism, and pools that prefill and decode."""
+
+MOST_EXTRAPOLATION = 2.0
+"""A batch beyond this many times the largest one that was measured is as new as another kind of layout."""
+
+_UP_TO = " up to "
+
+
+def layout_kind(is_disaggregated: bool, attn_dp: int) -> str:
+    """Kind of a layout, of :data:`LAYOUT_KINDS`."""
+    return "pools" if is_disaggregated else "dp" if attn_dp > 1 else "tp"
+
+
+def seen_layout(model: str, accelerator: str, kind: str, largest_batch: float) -> str:
+    """Entry of a calibration's `seen.layout`: a kind of layout, and the largest batch a rank ran in it."""
+    return f"{model} {accelerator} {kind}{_UP_TO}{largest_batch:.0f}"
+
+
+def _largest_batch(calibration: Calibration, model: str, accelerator: str, kind: str) -> float:
+    """Largest batch of a rank that was measured; 0 where the kind of layout never was."""
+    found = 0.0
+    for entry in calibration.seen.get("layout", ()):
+        name, _, largest = entry.rpartition(_UP_TO)
+        if name == f"{model} {accelerator} {kind}":
+            found = max(found, float(largest))
+    return found
+
+
+def novelty(
+    calibration: Calibration, accelerator: Accelerator, model: str, kind: str = "", batch_per_rank: float = 0.0
+) -> Novelty:
     """The interval of a stack: residual spread of the calibration, wider the less of the case was measured.
 
     Args:
         calibration: The fitted set.
         accelerator: The chip.
         model: Model key.
+        kind: Kind of layout; empty = whatever was measured.
+        batch_per_rank: Running requests of an attention rank.
 
     Returns:
         Class and factors.
@@ -458,7 +491,8 @@ def novelty(calibration: Calibration, accelerator: Accelerator, model: str) -> N
     pair = f"{model} {accelerator.key}"
     seen = calibration.seen
     if pair in seen.get("pair", ()):
-        name = "seen"
+        largest = _largest_batch(calibration, model, accelerator.key, kind) if kind else math.inf
+        name = "seen" if batch_per_rank <= MOST_EXTRAPOLATION * largest else "new_layout"
     elif accelerator.key in seen.get("accelerator", ()):
         name = "new_model" if model not in seen.get("model", ()) else "new_pair"
     elif accelerator.family in seen.get("family", ()):

@@ -26,8 +26,8 @@ command.add_command(validate_posttraining)
               help="Measured rows (columns of a concurrency sweep), repeatable; the bundled rows by default.")  # fmt: skip
 @click.option("--published", "use_published", is_flag=True,
               help="Score the bundled published measurements: other vendors, older chips, other scenarios.")  # fmt: skip
-@click.option("--leave-out", help="Refit without each shape, group (model on an accelerator), model or accelerator, and score "
-              "what was left out; of published measurements also family and vendor.")  # fmt: skip
+@click.option("--leave-out", help="Refit without each shape, layout, group (model on an accelerator), model or accelerator, and "
+              "score what was left out; of published measurements also family and vendor.")  # fmt: skip
 @click.option("--anchors", type=click.IntRange(0, 10), default=0, help="Random measured points of each stack that shift its "
               "prediction; they are not scored.")  # fmt: skip
 @click.option(
@@ -109,7 +109,7 @@ def _decision_options(function: Callable[..., None]) -> Callable[..., None]:
         debug_option,
         click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table", show_default=True,
                      help="Form of the answer."),
-        click.option("--leave-out", help="Refit without each shape, group, model or accelerator first."),
+        click.option("--leave-out", help="Refit without each shape, layout, group, model or accelerator first."),
         click.option("--data", "files", type=click.Path(path_type=Path, dir_okay=False), multiple=True,
                      help="Measured concurrency sweeps, repeatable; the bundled rows by default."),
     ):  # fmt: skip

@@ -350,7 +350,7 @@ class _Costs:
 
 def _contender(problem: CompiledProblem, raw: Mapping[str, Any], utilization: float) -> Contender:
     stack = problem.stacks[raw["stack"]]
-    low, high = interval_factors(problem, raw["stack"])
+    low, high = interval_factors(problem, raw)
     return Contender(
         accelerator=stack.accelerator.key,
         usd_per_m_tokens=raw["usd_per_m_tokens"] / utilization,

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenopt.catalog.engines import Calibration, default_calibration, resolve_parameters
+from tokenopt.catalog.engines import (
+    Calibration,
+    default_calibration,
+    layout_kind,
+    resolve_parameters,
+    seen_layout,
+)
 from tokenopt.errors import SpecError
 from tokenopt.measured.csv_rows import nothing_predicted
 from tokenopt.measured.fit import Calibrator, Fit, Structure
@@ -23,13 +29,15 @@ if TYPE_CHECKING:
 
 LEAVE_OUT: Mapping[str, Callable[[ServingRow], object]] = {
     "shape": lambda row: (row.model, row.accelerator, row.weight_precision, row.isl, row.osl, row.mode),
+    "layout": lambda row: (row.model, row.accelerator, _layout_kind(row)),
     "group": lambda row: (row.model, row.accelerator),
     "model": lambda row: row.model,
     "accelerator": lambda row: row.accelerator,
 }
-"""What is left out at a time: a shape of a stack, a model on an accelerator, every row of a model, of an accelerator."""
+"""What is left out at a time: a shape of a stack, a kind of layout of a model on an accelerator, a model on an accelerator,
+every row of a model, of an accelerator."""
 
-NOVELTY = {"group": "new_pair", "model": "new_model", "accelerator": "new_accelerator"}
+NOVELTY = {"layout": "new_layout", "group": "new_pair", "model": "new_model", "accelerator": "new_accelerator"}
 """Class of novelty that a leave-out stands for."""
 
 SHAPE_FOLDS = 10
@@ -355,7 +363,22 @@ def seen_names(compiled: CompiledRows) -> dict[str, list[str]]:
         "family": sorted({level[1] for level in compiled.levels}),
         "model": sorted({row.model for row in rows}),
         "pair": sorted({f"{row.model} {row.accelerator}" for row in rows}),
+        "layout": sorted(seen_layout(*key, largest) for key, largest in _largest_batches(rows).items()),
     }
+
+
+def _layout_kind(row: ServingRow) -> str:
+    return layout_kind(row.prefill is not None, row.attn_dp)
+
+
+def _largest_batches(rows: Sequence[ServingRow]) -> dict[tuple[str, str, str], float]:
+    """Most requests on an attention rank by model, accelerator and kind of layout, of rows without a queue."""
+    largest: dict[tuple[str, str, str], float] = {}
+    for row in rows:
+        if row.is_scored:
+            key = row.model, row.accelerator, _layout_kind(row)
+            largest[key] = max(largest.get(key, 0.0), row.concurrency / (row.workers * row.attn_dp))
+    return largest
 
 
 def to_dict(validation: Validation) -> dict[str, Any]:
