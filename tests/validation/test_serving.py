@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from tokenopt.catalog.engines import default_calibration, novelty
 from tokenopt.cli import cli
 from tokenopt.measured.decisions import Ranking
 from tokenopt.measured.fit import Calibrator
@@ -79,6 +80,39 @@ def test_every_row_is_predicted_or_says_why_not(tmp_path: Path) -> None:
     scores = json.loads(answer.stdout[answer.stdout.index("{") :])
     assert scores["overall"]["tpot_ms"]["n"] == 4
     assert scores["by"]["mode"]["disagg"]["tpot_ms"]["n"] == 1
+
+
+def test_requests_of_a_wave_wait_for_each_others_prompts() -> None:
+    # Sixteen prompts of one chunk each: half of the wave's prefill and half a chunk more come before the first token.
+    entries = [
+        entry(id=str(clients), concurrency=clients, isl=8192, osl=128, ttft_ms=100 * clients, tpot_ms=20)
+        for clients in (16, 32)
+    ]
+    waves = clean(entries)
+    assert all(row.is_in_waves for row in waves.rows)
+    steady = clean([{**row, "ttft_ms": "150"} for row in entries])
+    assert not any(row.is_in_waves for row in steady.rows)
+    drawn = clean([{**row, "source": "InferenceX"} for row in entries])
+    assert not any(row.is_in_waves for row in drawn.rows), "lengths that differ do not stay in step"
+    first, token = 1, 0
+    in_waves, apart = (
+        compiled.predict_each(calibrated_sets(compiled))
+        for compiled in (compile_rows(found.rows, default_registry()) for found in (waves, steady))
+    )
+    assert (in_waves[:, first] > 3 * apart[:, first]).all()
+    assert (in_waves[:, token] < apart[:, token]).all()
+
+
+def test_the_interval_is_wider_where_nobody_measured_the_layout_or_the_batch() -> None:
+    calibration = default_calibration()
+    chip = default_registry().accelerators["b200-sxm"]
+
+    def width(kind: str, batch: float) -> float:
+        low, high = novelty(calibration, chip, "llama-3.1-70b", kind, batch).factors
+        return high / low
+
+    seen = width("tp", 64)
+    assert seen < width("tp", 2048) == width("dp", 64) == width("pools", 64)
 
 
 def test_a_file_without_rows_is_one_sentence(tmp_path: Path) -> None:
