@@ -302,13 +302,23 @@ def compile_request(request: SearchRequest | None, registry: PluginRegistry, **o
     return anchored(problem, registry)
 
 
-def run(problem: CompiledProblem, registry: PluginRegistry) -> SearchResult:
-    """Runs a compiled problem in the core and names the answer."""
+def core_answer(problem: CompiledProblem) -> dict[str, Any]:
+    """The core's answer to a compiled problem, names still indices.
+
+    Raises:
+        InfeasibleError: Nothing meets the limits.
+    """
     from tokenopt import _core
 
-    answer = json.loads(_core.search(json.dumps(problem.core)))
+    answer: dict[str, Any] = json.loads(_core.search(json.dumps(problem.core)))
     if not answer["best"]:
         raise _infeasible(problem, answer)
+    return answer
+
+
+def run(problem: CompiledProblem, registry: PluginRegistry) -> SearchResult:
+    """Runs a compiled problem in the core and names the answer."""
+    answer = core_answer(problem)
     best = _solutions(problem, answer["best"])
     verified = [verify(problem.core, raw) for raw in answer["best"][: problem.request.verify]]
     best[: len(verified)] = [replace(solution, verified=run) for solution, run in zip(best, verified, strict=False)]

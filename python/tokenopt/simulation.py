@@ -99,9 +99,9 @@ def simulate(
     _check(concurrency, rate, requests, warmup, seed, length_low, length_cv, max_running, loaded)
     problem = _problem(request, options, layout, chunk_tokens, loaded, registry)
     if kind == "closed" and concurrency is not None:
-        point, answer = point_at_concurrency(problem, registry, concurrency)
+        point, answer = point_at_concurrency(problem, concurrency)
     else:
-        point = best_point(problem, registry, None)
+        point = best_point(problem, None)
         answer = breakdown_of(problem, point)
     solution = name_solution(problem, 1, answer["solution"])
     in_flight = concurrency or solution.concurrency

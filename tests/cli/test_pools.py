@@ -168,3 +168,51 @@ def test_pools_that_cannot_meet_are_infeasible(tokenopt: Run) -> None:
     process = tokenopt(*SMALL, "--mode", "disagg", "--ttft-ms", "1")
     assert process.returncode == 3
     assert "relax --ttft-ms to" in process.stderr
+
+
+def test_explain_breaks_both_pools_down(tokenopt: Run) -> None:
+    flags = ("--model", "llama-3.1-8b", "--hardware", "h200-sxm", "--price", "h200-sxm=2.5", "--engine", "vllm",
+             "--precision", "fp8", "--kv-precision", "fp8", "--isl", "4096", "--osl", "512", "--slo-ms", "20",
+             "--ttft-ms", "400", "--target-tps", "1e5", "--mode", "disagg")  # fmt: skip
+    best = _best(tokenopt("search", *flags, "--format", "json"))
+    answer = answer_of(tokenopt("explain", *flags, "--format", "json"))
+    solution = answer["solution"]
+    for name in ("usd_per_m_tokens", "ttft_ms", "tpot_ms", "chips", "layout", "handover", "why"):
+        assert solution[name] == best[name], name
+    prefill, decode = answer["pools"]
+    pools = solution["layout"]
+    assert (prefill["role"], decode["role"]) == ("prefill", "decode")
+    # A worker has pp prompts a rank in the making, each of which keeps its stage for the time of one more prompt.
+    prompts_per_s = pools["prefill"]["attn_dp"] * pools["prefill"]["pp"] / answer["prompt"]["marginal_ms"] * 1e3
+    assert prompts_per_s * pools["prefill"]["utilization"] * pools["prefill"]["workers"] == pytest.approx(1e5 / 512)
+    assert decode["step_ms"] == pytest.approx(solution["tpot_ms"])
+    assert sum(operator["total_ms"] for operator in decode["operators"]) == pytest.approx(decode["step_ms"])
+    # 32 layers, keys and values of 8 heads of 128 in a byte: 65,536 B a token. 4,096 tokens of prompt cross; a request
+    # keeps room for 4,608 tokens, a prompt for 4,097.
+    assert solution["handover"]["cache_gb"] == pytest.approx(65_536 * 4_096 / 1e9)
+    assert pools["decode"]["tp"] == pools["decode"]["pp"] == 1
+    assert decode["kv_gb"] == pytest.approx(decode["held_requests"] * 65_536 * 4_608 / 1e9)
+    shards = pools["prefill"]["tp"] * pools["prefill"]["pp"]
+    assert prefill["kv_gb"] == pytest.approx(prefill["held_requests"] * 65_536 * 4_097 / 1e9 / shards)
+    # Those that run, and those whose cache is on its way (2 x 10^-5 s of latency and the rate of the links).
+    assert solution["batch_per_rank"] <= decode["held_requests"] <= solution["batch_per_rank"] * 1.05
+    for pool in (prefill, decode):
+        assert pool["held_requests"] <= pool["capacity_requests"]
+        assert pool["weight_gb"] + pool["kv_gb"] + pool["activation_gb"] <= pool["plannable_gb"]
+        assert sum(pool["step_shares"].values()) == pytest.approx(1)
+        assert all(parameter["origin"] for parameter in pool["parameters"])
+    table = tokenopt("explain", *flags).stdout
+    for words in ("Pools: ", "Prefill worker, one chunk", "Decode worker, one step", "waiting for a prefill worker"):
+        assert words in table
+
+
+def test_explain_of_pools_on_different_chips_and_what_it_refuses(tokenopt: Run) -> None:
+    flags = ("explain", "--model", "llama-3.1-8b", "--prefill-hardware", "l40s", "--decode-hardware", "h200-sxm", "--price",
+             "l40s=0.4", "--price", "h200-sxm=2.5", "--slo-ms", "20", "--target-tps", "1e5", "--mode", "disagg")  # fmt: skip
+    answer = answer_of(tokenopt(*flags, "--format", "json"))
+    prefill, decode = answer["pools"]
+    assert prefill["plannable_gb"] < 48 < decode["plannable_gb"]
+    assert "Parameters used, prefill" in tokenopt(*flags).stdout
+    refused = tokenopt(*flags, "--batch", "8")
+    assert refused.returncode == 2
+    assert "batch names the load of a replica" in refused.stderr

@@ -22,7 +22,7 @@ PUBLIC_TO_PLUGINS = {
 HEAVY = {"numpy", "scipy", "rich", "httpx", "polars", "pandas", "pyarrow"}
 PHYSICAL = re.compile(r"flops|hbm|bytes")
 UNIT_ONLY = re.compile(r"[A-Z][A-Z0-9_]*")
-DISPLAY_ONLY = {("report/tables.py", "memory['activation_bytes_per_token'] * solution.chunk_tokens")}
+DISPLAY_ONLY = {("report/explanation.py", "memory['activation_bytes_per_token'] * solution.chunk_tokens")}
 """Products that only spell out a line of `explain` from two numbers of the core's answer."""
 
 

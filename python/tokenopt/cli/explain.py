@@ -10,6 +10,7 @@ import click
 from tokenopt.cli.options import (
     debug_option,
     limit_options,
+    mode_options,
     parse_quotes,
     price_options,
     scope_options,
@@ -24,6 +25,7 @@ from tokenopt.cli.options import (
 @scope_options
 @price_options
 @speculation_options
+@mode_options
 @click.option("--tp", type=int, help="Tensor parallelism.")
 @click.option("--pp", type=int, help="Pipeline stages.")
 @click.option("--ep", type=int, help="Expert parallelism.")
@@ -37,7 +39,8 @@ from tokenopt.cli.options import (
 def command(output_format: str, debug: bool, **flags: Any) -> None:  # noqa: ARG001
     """Break one configuration down: time by operator, memory, what binds, parameters used.
 
-    Name one accelerator with --hardware; what is not given is taken from the best configuration found.
+    Name one accelerator with --hardware; what is not given is taken from the best configuration found. Without a layout
+    and a load that may be a fleet of prefill and decode pools, of which both are broken down; --mode disagg asks for it.
     """
     from tokenopt.breakdown import explain
     from tokenopt.problem import SearchRequest
@@ -49,7 +52,8 @@ def command(output_format: str, debug: bool, **flags: Any) -> None:  # noqa: ARG
     if output_format == "json":
         click.echo(json.dumps(explanation.to_dict(), indent=2))
         return
-    from tokenopt.report.tables import explanation_tables, layout_text, listing_console, milliseconds, usd
+    from tokenopt.report.explanation import explanation_tables
+    from tokenopt.report.tables import WHY, layout_text, listing_console, milliseconds, usd
 
     console = listing_console()
     solution = explanation.solution
@@ -58,7 +62,7 @@ def command(output_format: str, debug: bool, **flags: Any) -> None:  # noqa: ARG
         f"{layout_text(solution)}, running batch {solution.running_batch:g}: "
         f"TTFT {milliseconds(solution.ttft_ms)} ms, TPOT {milliseconds(solution.tpot_ms)} ms, "
         f"{solution.output_tps_per_chip:,.0f} output tokens/s per chip, {usd(solution.usd_per_m_tokens)} per 1M tokens; "
-        f"bound by {solution.why.replace('_', ' ')}"
+        f"bound by {WHY[solution.why]}"
     )
     for table in explanation_tables(explanation, console.width):
         console.print(table)

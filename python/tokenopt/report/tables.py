@@ -8,18 +8,16 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokenopt.records import Offer
-from tokenopt.units import GB, MS_PER_S
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from tokenopt.breakdown import Explanation
     from tokenopt.serve import Layout, Pool, SearchResult, Solution
 
 STALE_AFTER_DAYS = 90
 """Age from which a price is marked: a quarter of a year moves rental prices by more than most layouts differ."""
-_PIPE_WIDTH = 1000
+LISTING_WIDTH = 1000
 """Width of a listing that no terminal limits: nothing is cut for the program that reads it."""
 
 
@@ -50,15 +48,16 @@ def layout_text(solution: Solution) -> str:
     layout = solution.layout
     draft = f" mtp{solution.speculation.depth}" if solution.speculation else ""
     if layout.prefill is None or layout.decode is None:
-        return _degrees_text(layout) + draft
+        return degrees_text(layout) + draft
     chip = f"{layout.prefill.accelerator} " if layout.prefill.accelerator != solution.accelerator else ""
     return (
-        f"{layout.prefill.workers} x {chip}{_degrees_text(layout.prefill)} > "
-        f"{layout.decode.workers} x {_degrees_text(layout.decode)}{draft}"
+        f"{layout.prefill.workers} x {chip}{degrees_text(layout.prefill)} > "
+        f"{layout.decode.workers} x {degrees_text(layout.decode)}{draft}"
     )
 
 
-def _degrees_text(layout: Layout | Pool) -> str:
+def degrees_text(layout: Layout | Pool) -> str:
+    """Parallel degrees, those of one left out."""
     parts = [f"tp{layout.tp}"]
     parts += [f"pp{layout.pp}"] if layout.pp > 1 else []
     parts += [f"dp{layout.attn_dp}"] if layout.attn_dp > 1 else []
@@ -89,7 +88,7 @@ def _age_days(as_of: str, today: date) -> int | None:
         return None
 
 
-_WHY = {
+WHY = {
     "bandwidth": "bandwidth",
     "compute": "compute",
     "network": "network",
@@ -119,7 +118,7 @@ _COST: _Columns = (
     ("$/request", 1, "right", lambda s: usd(s.usd_per_request)),
     ("$/hour", 0, "right", lambda s: usd(s.usd_per_hr)),
     ("kWh/1M", 2, "right", lambda s: f"{s.kwh_per_m_tokens:.4f}"),
-    ("binds", 0, "left", lambda s: _WHY[s.why]),
+    ("binds", 0, "left", lambda s: WHY[s.why]),
 )
 _MEASURED: _Columns = (
     ("measured", 4, "right", lambda s: usd(s.measured_usd_per_m_tokens)),
@@ -236,7 +235,7 @@ def search_summary(result: SearchResult) -> list[str]:
         f"Fleet: {count(best.chips)} chips in {count(best.instances)} instances, {count(best.replicas)} replicas, "
         f"{count(best.output_tps)} tokens/s at {best.tps_per_user:,.1f} tokens/s/user, {usd(best.usd_per_hr)} per hour "
         f"at {seller} ({offer.term}, {usd(offer.usd_per_chip_hr)} per chip-hour, as of {offer.as_of}). "
-        f"Bound by {_WHY[best.why]}.",
+        f"Bound by {WHY[best.why]}.",
         *modes_summary(result),
     ]
 
@@ -379,89 +378,6 @@ def search_text(result: SearchResult, width: int, *, is_terminal: bool = False, 
     return text.getvalue()
 
 
-def explanation_tables(explanation: Explanation, width: int = _PIPE_WIDTH) -> list[Table]:
-    """Operators, memory and parameters of one configuration, for a terminal of `width` columns."""
-    solution, prompt, memory = explanation.solution, explanation.prompt, explanation.memory
-    pieces: list[Column] = [("memory", "right"), ("compute", "right"), ("network", "right"), ("latency", "right")]
-    figures: list[Column] = [
-        ("operator", "left"),
-        ("count", "right", 2),
-        ("ms", "right"),
-        ("share", "right", 1),
-        *pieces,
-    ]
-    tables = []
-    for title, operators in (
-        (f"Decode step: {explanation.decode_step_ms:.3f} ms", explanation.decode),
-        (f"One prefill chunk of {count(solution.chunk_tokens)} tokens", explanation.prefill),
-    ):
-        total = sum(operator["total_ms"] for operator in operators)
-        rows = [
-            [
-                operator["name"].replace("_", " "),
-                f"{operator['count']:g}",
-                _fine_milliseconds(operator["total_ms"]),
-                f"{operator['total_ms'] / total:.1%}" if total else "",
-                *(_fine_milliseconds(operator["pieces"][f"{name}_s"] * MS_PER_S) for name, *_ in pieces),
-            ]
-            for operator in sorted(operators, key=lambda item: -item["total_ms"])
-        ]
-        tables.append(plain_table(figures, rows, width, title=f"{title} (all times in ms)"))
-    if explanation.speculation:
-        tables.append(_speculation_table(explanation, width))
-    rows = [
-        ["attention core", f"{prompt['core_ms']:.3f}"],
-        ["alone on the replica", f"{prompt['alone_ms']:.3f}"],
-        ["one more in shared chunks", f"{prompt['marginal_ms']:.3f}"],
-    ]
-    tables.append(plain_table([("time", "left"), ("ms", "right")], rows, width, title="One prompt"))
-    rows = [
-        ["weights", f"{memory['weight_bytes'] / GB:.2f}"],
-        ["cache and state of the requests in flight", f"{solution.kv_gb_per_chip:.2f}"],
-        ["activations of a chunk", f"{memory['activation_bytes_per_token'] * solution.chunk_tokens / GB:.2f}"],
-        ["plannable", f"{memory['plannable_bytes'] / GB:.2f}"],
-        ["requests that fit a rank", count(explanation.capacity_requests)],
-    ]
-    tables.append(plain_table([("part", "left"), ("GB", "right")], rows, width, title="Memory of the fullest chip"))
-    rows = [
-        [parameter["name"], f"{parameter['value']:.4g}", parameter["unit"], parameter["origin"]]
-        for parameter in explanation.parameters
-    ]
-    columns: list[Column] = [("parameter", "left"), ("value", "right"), ("unit", "left"), ("from", "left")]
-    tables.append(plain_table(columns, rows, width, title="Parameters used"))
-    return tables
-
-
-def _speculation_table(explanation: Explanation, width: int) -> Table:
-    """The batch with and without speculative decoding."""
-    pair = explanation.speculation or {}
-    speculation = explanation.solution.speculation
-    draft = (speculation.draft if speculation else None) or "multi-token-prediction head"
-    rows = [
-        [
-            name,
-            f"{pair[side]['step_ms']:.3f}",
-            f"{pair[side]['tokens_per_step']:.2f}",
-            f"{pair[side]['tpot_ms']:.3f}",
-            count(pair[side]["output_tps_per_chip"]),
-            f"{pair[side]['weight_gb_per_chip']:.2f}",
-        ]
-        for name, side in ((f"{speculation.depth if speculation else 0} drafted", "with"), ("none", "without"))
-    ]
-    columns: list[Column] = [("speculation", "left"), ("step ms", "right"), ("tokens/step", "right"),
-                             ("TPOT ms", "right"), ("tokens/s/chip", "right"), ("weights GB", "right")]  # fmt: skip
-    acceptance = f", acceptance {speculation.acceptance:g}" if speculation else ""
-    title = f"Speculative decoding: {draft}{acceptance}, {pair['speedup']:.2f} x the speed at this batch"
-    return plain_table(columns, rows, width, title=title)
-
-
-def _fine_milliseconds(value: float) -> str:
-    """Milliseconds of an operator; empty where there are none."""
-    if not value:
-        return ""
-    return f"{value:,.1f}" if value >= 1000 else f"{value:.2f}" if value >= 10 else f"{value:.4f}"
-
-
 def listing_console() -> Console:
     """A console for listings: as wide as the terminal, and without a limit where the output goes to a program."""
     import os
@@ -471,12 +387,12 @@ def listing_console() -> Console:
     # Names and notes come from plugins and may hold brackets: they are text, never markup.
     console = Console(highlight=False, markup=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPE_WIDTH
+        console.width = LISTING_WIDTH
     return console
 
 
 def plain_table(
-    columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int = _PIPE_WIDTH, title: str | None = None
+    columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int = LISTING_WIDTH, title: str | None = None
 ) -> Table:
     """A table of texts, none of them cut as long as leaving columns out makes room.
 

@@ -31,6 +31,7 @@ fn eight_chips(criterion: &mut Criterion) {
         chunk_tokens: 8192,
         batch: CONCURRENCY,
         depth: 0,
+        prefill: None,
     });
     let mut group = criterion.benchmark_group("simulate");
     group

@@ -6,12 +6,13 @@ use crate::count::{count, ModelCounts};
 use crate::error::CoreError;
 use crate::ops::{Operator, OperatorName, Pieces};
 use crate::parameters::{ParameterInfo, PARAMETERS};
-use crate::search::best::Candidate;
+use crate::search::best::{Candidate, PrefillPart};
 use crate::search::problem::PointSpec;
 use crate::search::scan::LayoutModel;
 use crate::search::solution::Solution;
-use crate::search::SearchProblem;
-use crate::serving::{Layout, MemoryPlan};
+use crate::search::{FleetBreakdown, PoolBreakdown, SearchProblem};
+use crate::serving::disagg::DecodeWorker;
+use crate::serving::{Layout, MemoryPlan, Stack};
 
 /// One operator of a step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -26,7 +27,8 @@ pub struct OperatorAnswer {
     pub pieces: Pieces,
 }
 
-/// Breakdown of one configuration.
+/// Breakdown of one configuration. Of a disaggregated fleet the decode step, the memory and speculation are those of a
+/// decode worker, the prefill chunk and the prompt those of a prefill worker.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Explanation {
     /// The configuration as a search would report it.
@@ -55,6 +57,8 @@ pub struct Explanation {
     pub counts: ModelCounts,
     /// The calibrated parameters that were used.
     pub parameters: Vec<ParameterAnswer>,
+    /// Both pools of a disaggregated fleet, prefill first; empty for a replica.
+    pub pools: Vec<PoolBreakdown>,
 }
 
 /// One batch with and without speculative decoding.
@@ -85,14 +89,29 @@ pub struct SpeculationSide {
 
 impl SpeculationSide {
     fn new(model: &LayoutModel<'_>, chunk_tokens: u32, batch: f64) -> Self {
-        const BYTES_PER_GB: f64 = 1e9;
         let step_s = model.step.decode_step_s(batch);
         let operation = model.steady(chunk_tokens).operation(batch, step_s);
+        Self::of(model, step_s, operation.tpot_s, operation.output_tps)
+    }
+
+    /// On a worker that only decodes.
+    fn decoding(model: &LayoutModel<'_>, batch: f64, osl: f64) -> Self {
+        let worker = DecodeWorker::new(model.layout, &model.step, batch, osl);
+        Self::of(
+            model,
+            worker.step_s,
+            worker.tpot_s,
+            worker.requests_per_s * osl,
+        )
+    }
+
+    fn of(model: &LayoutModel<'_>, step_s: f64, tpot_s: f64, output_tps: f64) -> Self {
+        const BYTES_PER_GB: f64 = 1e9;
         Self {
             step_ms: step_s * MS_PER_S,
             tokens_per_step: model.step.tokens_per_step,
-            tpot_ms: operation.tpot_s * MS_PER_S,
-            output_tps_per_chip: operation.output_tps / f64::from(model.layout.chips()),
+            tpot_ms: tpot_s * MS_PER_S,
+            output_tps_per_chip: output_tps / f64::from(model.layout.chips()),
             weight_gb_per_chip: model.memory.weight_bytes / BYTES_PER_GB,
         }
     }
@@ -126,17 +145,45 @@ pub fn explain(problem: &SearchProblem) -> Result<Explanation, CoreError> {
         chunk_tokens: point.chunk_tokens,
         batch: point.batch,
         depth: point.depth,
-        prefill: None,
+        prefill: checked_prefill(problem, &point)?,
     };
     let lengths = problem.lengths();
     let model = LayoutModel::new(problem, point.stack, layout, point.depth, &lengths);
     let batch = f64::from(point.batch);
     let chunk = f64::from(point.chunk_tokens);
-    let prefill = model.step.prefill(chunk);
+    let osl = problem.workload.osl;
+    let solution = Solution::new(problem, &candidate);
+    let fleet = match candidate.prefill {
+        Some(part) => Some(
+            FleetBreakdown::new(problem, &candidate, part, &solution).ok_or_else(|| {
+                CoreError::bad_input(
+                    "point.prefill",
+                    format!("offers {} and {}", part.offer, part.decode_offer),
+                    "expected offers of the pools' accelerators that hold a worker",
+                )
+            })?,
+        ),
+        None => None,
+    };
+    let (prompt_step, prompt, capacity_requests) = match &fleet {
+        Some(fleet) => (
+            &fleet.prefill.step,
+            fleet.prompt,
+            fleet.pools[1].capacity_requests,
+        ),
+        None => (
+            &model.step,
+            model.step.prefill(chunk),
+            model.memory.capacity_requests(chunk),
+        ),
+    };
+    let side = |model: &LayoutModel<'_>| match fleet {
+        Some(_) => SpeculationSide::decoding(model, batch, osl),
+        None => SpeculationSide::new(model, point.chunk_tokens, batch),
+    };
     let speculation = (point.depth > 0).then(|| {
         let plain = LayoutModel::new(problem, point.stack, layout, 0, &lengths);
-        let with = SpeculationSide::new(&model, point.chunk_tokens, batch);
-        let without = SpeculationSide::new(&plain, point.chunk_tokens, batch);
+        let (with, without) = (side(&model), side(&plain));
         SpeculationPair {
             with,
             without,
@@ -145,32 +192,19 @@ pub fn explain(problem: &SearchProblem) -> Result<Explanation, CoreError> {
     });
     Ok(Explanation {
         speculation,
-        solution: Solution::new(problem, &candidate),
-        decode: model
-            .step
-            .decode
-            .iter()
-            .map(|operator| answer(operator, batch))
-            .collect(),
+        solution,
+        decode: operator_answers(&model.step.decode, batch),
         decode_step_ms: model.step.decode_step_s(batch) * MS_PER_S,
-        prefill: model
-            .step
-            .prefill
-            .iter()
-            .map(|operator| answer(operator, chunk))
-            .collect(),
-        prompt_core_ms: model.step.prompt_core_s * MS_PER_S,
-        prompt_alone_ms: prefill.alone_s * MS_PER_S,
-        prompt_marginal_ms: prefill.marginal_s * MS_PER_S,
-        prompt_chunks: prefill.chunks,
+        prefill: operator_answers(&prompt_step.prefill, chunk),
+        prompt_core_ms: prompt_step.prompt_core_s * MS_PER_S,
+        prompt_alone_ms: prompt.alone_s * MS_PER_S,
+        prompt_marginal_ms: prompt.marginal_s * MS_PER_S,
+        prompt_chunks: prompt.chunks,
         memory: model.memory,
-        capacity_requests: model.memory.capacity_requests(chunk),
+        capacity_requests,
         counts: count(&problem.model),
-        parameters: PARAMETERS
-            .iter()
-            .zip(stack.parameters.to_vec())
-            .map(|(info, value)| ParameterAnswer { info: *info, value })
-            .collect(),
+        parameters: parameter_answers(stack),
+        pools: fleet.map_or_else(Vec::new, |fleet| fleet.pools),
     })
 }
 
@@ -182,19 +216,72 @@ pub fn checked_point(problem: &SearchProblem) -> Result<(PointSpec, Layout), Cor
     let point = problem
         .point
         .ok_or_else(|| CoreError::bad_input("point", "absent", "expected one configuration"))?;
-    let stack = problem.stacks.get(point.stack).ok_or_else(|| {
-        CoreError::bad_input(
-            "point.stack",
-            point.stack,
-            format!("expected below {}", problem.stacks.len()),
-        )
-    })?;
     let layout = Layout {
         tp: point.tp,
         pp: point.pp,
         ep: point.ep,
         attn_dp: point.attn_dp,
     };
+    check_layout(problem, "point.stack", point.stack, layout)?;
+    if point.chunk_tokens == 0 || point.batch == 0 {
+        return Err(CoreError::bad_input(
+            "batch and chunk_tokens",
+            0,
+            "expected at least 1",
+        ));
+    }
+    Ok((point, layout))
+}
+
+/// The prefill pool of `point`; None for a replica.
+fn checked_prefill(
+    problem: &SearchProblem,
+    point: &PointSpec,
+) -> Result<Option<PrefillPart>, CoreError> {
+    let Some(prefill) = point.prefill else {
+        return Ok(None);
+    };
+    let layout = Layout {
+        tp: prefill.tp,
+        pp: prefill.pp,
+        ep: prefill.ep,
+        attn_dp: prefill.attn_dp,
+    };
+    check_layout(problem, "point.prefill.stack", prefill.stack, layout)?;
+    if prefill.workers == 0 || prefill.decode_workers == 0 {
+        return Err(CoreError::bad_input(
+            "point.prefill.workers and decode_workers",
+            0,
+            "expected at least 1",
+        ));
+    }
+    if problem.workload.osl < 2.0 {
+        return Err(CoreError::bad_input(
+            "workload.osl",
+            problem.workload.osl,
+            "expected at least 2: the prefill pool makes the first token",
+        ));
+    }
+    Ok(Some(PrefillPart {
+        stack: prefill.stack,
+        layout,
+        workers: prefill.workers,
+        decode_workers: prefill.decode_workers,
+        offer: prefill.offer,
+        decode_offer: prefill.decode_offer,
+    }))
+}
+
+fn check_layout(
+    problem: &SearchProblem,
+    field: &str,
+    stack: usize,
+    layout: Layout,
+) -> Result<(), CoreError> {
+    let stack = problem.stacks.get(stack).ok_or_else(|| {
+        let expected = format!("expected below {}", problem.stacks.len());
+        CoreError::bad_input(field, stack, expected)
+    })?;
     let accelerator = &problem.accelerators[stack.accelerator];
     if let Some(reason) = layout.refusal(&problem.model, accelerator) {
         return Err(CoreError::bad_input(
@@ -206,21 +293,25 @@ pub fn checked_point(problem: &SearchProblem) -> Result<(PointSpec, Layout), Cor
             format!("which cannot run {}: {reason}", problem.model.key),
         ));
     }
-    if point.chunk_tokens == 0 || point.batch == 0 {
-        return Err(CoreError::bad_input(
-            "batch and chunk_tokens",
-            0,
-            "expected at least 1",
-        ));
-    }
-    Ok((point, layout))
+    Ok(())
 }
 
-fn answer(operator: &Operator, tokens: f64) -> OperatorAnswer {
-    OperatorAnswer {
+/// Operators of a step at `tokens` tokens.
+pub(crate) fn operator_answers(operators: &[Operator], tokens: f64) -> Vec<OperatorAnswer> {
+    let answer = |operator: &Operator| OperatorAnswer {
         name: operator.name,
         count: operator.count,
         total_ms: operator.seconds(tokens) * MS_PER_S,
         pieces: operator.pieces(tokens),
-    }
+    };
+    operators.iter().map(answer).collect()
+}
+
+/// The calibrated parameters of a stack.
+pub(crate) fn parameter_answers(stack: &Stack) -> Vec<ParameterAnswer> {
+    PARAMETERS
+        .iter()
+        .zip(stack.parameters.to_vec())
+        .map(|(info, value)| ParameterAnswer { info: *info, value })
+        .collect()
 }

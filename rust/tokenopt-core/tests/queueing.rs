@@ -80,6 +80,7 @@ prop_compose! {
         problem.workload.osl = osl.round();
         problem.point = Some(PointSpec {
             stack: 1, tp, pp: 1, ep: 1, attn_dp: 1, chunk_tokens, batch: 1, depth: 0,
+            prefill: None,
         });
         Case { problem, layout: Layout { tp, pp: 1, ep: 1, attn_dp: 1 }, batch, chunk_tokens }
     }

@@ -50,6 +50,7 @@ fn point(tp: u32, attn_dp: u32, pp: u32, batch: u32) -> PointSpec {
         chunk_tokens: 8192,
         batch,
         depth: 0,
+        prefill: None,
     }
 }
 

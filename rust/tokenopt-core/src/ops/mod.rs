@@ -53,6 +53,19 @@ pub struct Pieces {
     pub latency_s: f64,
 }
 
+impl Pieces {
+    /// All of them `factor` times.
+    #[must_use]
+    pub fn scaled(self, factor: f64) -> Self {
+        Self {
+            memory_s: self.memory_s * factor,
+            compute_s: self.compute_s * factor,
+            network_s: self.network_s * factor,
+            latency_s: self.latency_s * factor,
+        }
+    }
+}
+
 /// Coefficients of one kind of operator, per occurrence.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Cost {

@@ -62,10 +62,11 @@ pub struct Handover {
 }
 
 /// Both pools of a candidate, worked out again.
-struct Fleet<'a> {
+pub(super) struct Fleet<'a> {
     problem: &'a SearchProblem,
-    decode: LayoutModel<'a>,
-    pair: Pair,
+    pub(super) prefill: LayoutModel<'a>,
+    pub(super) decode: LayoutModel<'a>,
+    pub(super) pair: Pair,
     over_fabric: bool,
     paid: PooledFleet,
     requests_per_s: f64,
@@ -82,7 +83,11 @@ fn unit_of(problem: &SearchProblem, stack: usize, offer: u32, layout: Layout) ->
 
 impl<'a> Fleet<'a> {
     /// None when the candidate names an offer that cannot hold its workers.
-    fn new(problem: &'a SearchProblem, candidate: &Candidate, part: PrefillPart) -> Option<Self> {
+    pub(super) fn new(
+        problem: &'a SearchProblem,
+        candidate: &Candidate,
+        part: PrefillPart,
+    ) -> Option<Self> {
         let osl = problem.workload.osl;
         let lengths = problem.lengths();
         let decode = LayoutModel::new(
@@ -128,6 +133,7 @@ impl<'a> Fleet<'a> {
             requests_per_s,
             utilization: pair.utilization(&LatencyLimits::of(&problem.limits)),
             pair,
+            prefill,
             decode,
             part,
             batch: candidate.batch,
@@ -178,12 +184,8 @@ impl<'a> Fleet<'a> {
         let tokens = self.decode.step.tokens_per_step;
         if self.decode.step.decode_step_s(f64::from(more)) / tokens > limits.tpot_s {
             Binding::SloTpot
-        } else if self.utilization < MOST_UTILIZATION {
-            if limits.e2e_s - self.pair.after_first_s < limits.ttft_s {
-                Binding::SloE2e
-            } else {
-                Binding::SloTtft
-            }
+        } else if let Some(limit) = self.first_token_limit() {
+            limit
         } else if f64::from(more) > decode_capacity(&self.decode, more) {
             Binding::Memory
         } else if more > self.decode.max_batch {
@@ -191,6 +193,40 @@ impl<'a> Fleet<'a> {
         } else {
             otherwise
         }
+    }
+
+    /// The limit that keeps prefill workers from their highest load; None where none does.
+    fn first_token_limit(&self) -> Option<Binding> {
+        let limits = LatencyLimits::of(&self.problem.limits);
+        (self.utilization < MOST_UTILIZATION).then(|| {
+            if limits.e2e_s - self.pair.after_first_s < limits.ttft_s {
+                Binding::SloE2e
+            } else {
+                Binding::SloTtft
+            }
+        })
+    }
+
+    /// What keeps prefill workers from more prompts: the links, the limit on the first token, else what a prompt waits
+    /// for.
+    pub(super) fn prefill_binding(&self, otherwise: Binding) -> Binding {
+        let worker = &self.pair.prefill;
+        if self.pair.prefill_rate(self.utilization) < worker.requests_per_s * self.utilization {
+            return Binding::Network;
+        }
+        self.first_token_limit().unwrap_or(otherwise)
+    }
+
+    /// Requests whose cache a rank of a decode worker holds: those that run, and those whose cache is arriving.
+    pub(super) fn held_per_decode_rank(&self) -> f64 {
+        let Pair {
+            prefill,
+            decode,
+            transfer,
+            ..
+        } = &self.pair;
+        let transfer_s = transfer.seconds(prefill.links, decode.links);
+        decode.held_per_slot(transfer_s) * f64::from(self.decode.layout.pp)
     }
 }
 
@@ -226,8 +262,7 @@ impl Solution {
         let batch = f64::from(candidate.batch);
         let transfer_s = pair.transfer.exposed_s(pair.prefill.links, decode.links);
         let memory = &fleet.decode.memory;
-        let held = decode.held_per_slot(pair.transfer.seconds(pair.prefill.links, decode.links));
-        let kept_bytes = memory.request_bytes * held * f64::from(candidate.layout.pp);
+        let kept_bytes = memory.request_bytes * fleet.held_per_decode_rank();
         let used_bytes = memory.weight_bytes
             + kept_bytes
             + memory.activation_bytes_per_token * batch * fleet.decode.tokens_verified();

@@ -3,6 +3,7 @@
 pub mod best;
 pub mod continuous;
 mod fleet;
+mod pool_breakdown;
 mod pools;
 pub mod problem;
 pub mod scan;
@@ -11,6 +12,7 @@ pub mod space;
 mod workers;
 
 pub use fleet::{Handover, PoolAnswer};
+pub use pool_breakdown::{FleetBreakdown, PoolBreakdown, PoolRole};
 pub use problem::SearchProblem;
 pub use solution::{SearchAnswer, Solution};
 

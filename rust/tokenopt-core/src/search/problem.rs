@@ -188,6 +188,33 @@ pub struct PointSpec {
     /// Tokens drafted per step.
     #[serde(default)]
     pub depth: u32,
+    /// Prefill pool of a disaggregated fleet, whose decode workers the other fields describe; absent = a replica.
+    #[serde(default)]
+    pub prefill: Option<PrefillPoint>,
+}
+
+/// The prefill pool of one configuration, and how the fleet is sized.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrefillPoint {
+    /// Index of the stack.
+    pub stack: usize,
+    /// Tensor parallelism.
+    pub tp: u32,
+    /// Pipeline stages.
+    pub pp: u32,
+    /// Expert parallelism.
+    pub ep: u32,
+    /// Attention data parallelism.
+    pub attn_dp: u32,
+    /// Workers that prefill.
+    pub workers: u32,
+    /// Workers that decode.
+    pub decode_workers: u32,
+    /// Caller's index of the offer.
+    pub offer: u32,
+    /// Caller's index of the decode pool's offer.
+    pub decode_offer: u32,
 }
 
 impl SearchProblem {

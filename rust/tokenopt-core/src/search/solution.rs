@@ -8,7 +8,7 @@ use super::best::{ByMode, Candidate, Findings, Limit, Miss, Rejections, ServingM
 use super::fleet::{Handover, PoolAnswer};
 use super::problem::SearchProblem;
 use super::scan::LayoutModel;
-use crate::ops::{OperatorName, Pieces};
+use crate::ops::{Operator, OperatorName, Pieces};
 use crate::serving::{Layout, Speculation};
 
 /// Answer of a search.
@@ -400,10 +400,15 @@ pub(super) fn rounded(value: f64) -> u64 {
 
 /// What the steps wait for, s per decode step; the pieces of each roofline are scaled to its time.
 pub(super) fn step_pieces(model: &LayoutModel<'_>, batch: f64) -> Pieces {
+    pieces_of(&model.step.decode, batch)
+}
+
+/// What `operators` of one step wait for at `tokens` tokens, s.
+pub(super) fn pieces_of(operators: &[Operator], tokens: f64) -> Pieces {
     let mut total = Pieces::default();
-    for operator in &model.step.decode {
-        let pieces = operator.pieces(batch);
-        let seconds = operator.seconds(batch);
+    for operator in operators {
+        let pieces = operator.pieces(tokens);
+        let seconds = operator.seconds(tokens);
         let sum = pieces.memory_s + pieces.compute_s + pieces.network_s + pieces.latency_s;
         if sum <= 0.0 {
             continue;

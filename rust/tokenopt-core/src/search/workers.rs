@@ -196,9 +196,7 @@ pub(super) fn prefill_options(
         let model = LayoutModel::new(problem, stack, layout, 0, &lengths);
         for chunk_tokens in chunk_sizes(&problem.space, model.step.prompt_tokens) {
             let chunk = f64::from(chunk_tokens);
-            // The prompts of a chunk, and one whose cache is leaving.
-            let held = f64::from(layout.pp) * (chunk / model.step.prompt_tokens).max(1.0) + 1.0;
-            if model.memory.capacity_requests(chunk) < held {
+            if model.memory.capacity_requests(chunk) < prompts_held(&model, chunk) {
                 continue;
             }
             let worker = PrefillWorker::new(&spec.parameters, layout, &model.step, chunk);
@@ -269,6 +267,11 @@ fn undominated<T>(options: Vec<T>, merits: impl Fn(&T) -> (u32, [f64; 4])) -> Ve
     let mut options = options;
     options.retain(|_| flags.next().unwrap_or(false));
     options
+}
+
+/// Prompts whose cache a rank of a prefill worker holds: those of a chunk in every stage, and one whose cache is leaving.
+pub(super) fn prompts_held(model: &LayoutModel<'_>, chunk: f64) -> f64 {
+    f64::from(model.layout.pp) * (chunk / model.step.prompt_tokens).max(1.0) + 1.0
 }
 
 /// What a prefill worker sees of a request.

@@ -221,6 +221,13 @@ pub fn simulate(
     spec.validate()?;
     let started = Instant::now();
     let (point, layout) = checked_point(problem)?;
+    if point.prefill.is_some() {
+        return Err(CoreError::bad_input(
+            "point.prefill",
+            "present",
+            "expected none: the specification of the run names the pools",
+        ));
+    }
     let is_closed = matches!(spec.arrivals, Arrivals::Closed { .. });
     let decode = Place {
         problem,
