@@ -385,11 +385,10 @@ def _show_reasons(rows: Sequence[tuple[str, Mapping[str, int]]]) -> None:
 
 
 def _print_table(columns: Sequence[tuple[str, Any]], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
+    from tokenopt.report.tables import listing_console, plain_table
 
-    from tokenopt.report.tables import plain_table
-
-    Console(highlight=False).print(plain_table(list(columns), [list(row) for row in rows]))
+    console = listing_console()
+    console.print(plain_table(list(columns), [list(row) for row in rows], console.width))
 
 
 def _tell(problems: Sequence[str]) -> None:

@@ -78,29 +78,18 @@ def serving(
     if output_format == "json":
         click.echo(json.dumps(validate.to_dict(result), indent=2))
         return
-    from rich.console import Console
+    from tokenopt.report.errors import error_cell, print_errors
 
-    from tokenopt.report.tables import plain_table
-
-    columns = [("slice", "left"), ("rows", "right")] + [
-        (f"{name}: median / P90 / bias %", "right") for name in ("TPOT", "tokens/s/chip", "TTFT")
-    ]
+    columns = ["rows", *(f"{name} %\nmed/P90/bias" for name in ("TPOT", "tokens/s/chip", "TTFT"))]
 
     def line(name: str, errors: dict[str, validate.Errors]) -> list[str]:
-        cells = [f"{item.median:.1f} / {item.p90:.1f} / {item.bias:+.1f}" for item in errors.values()]
-        return [name, str(errors["tpot_ms"].n), *cells]
+        return [name, str(errors["tpot_ms"].n), *map(error_cell, errors.values())]
 
     lines = [line(f"all ({result.label})", result.overall)]
     for slice_name, names in result.by.items():
         lines += [line(f"{slice_name} {name}", errors) for name, errors in names.items()]
-    console = Console(highlight=False)
-    console.print(plain_table(columns, lines))
-    for rule, count in {
-        **result.dropped,
-        **result.refused,
-        f"{validate.QUEUED}, not scored": result.queued,
-    }.items():
-        console.print(f"{count:5d} rows: {rule}")
+    unscored = {**result.dropped, **result.refused, f"{validate.QUEUED}, not scored": result.queued}
+    print_errors(columns, lines, {f": {rule}": count for rule, count in unscored.items()})
 
 
 def _decision_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -248,28 +237,27 @@ def training(
     if output_format == "json":
         click.echo(json.dumps(validate.to_dict(result), indent=2))
         return
-    from rich.console import Console
+    from tokenopt.report.errors import percent, print_errors
 
-    from tokenopt.report.tables import plain_table
-
-    columns = [("slice", "left")] + [(name, "right") for name in ("rows", "median %", "MAPE", "P90", "bias")]
+    columns = ["rows", "median %", "MAPE", "P90", "bias"]
 
     def line(name: str, errors: Errors) -> list[str]:
         cells = (
-            [f"{errors.median:.1f}", f"{errors.mape:.1f}", f"{errors.p90:.1f}", f"{errors.bias:+.1f}"]
+            [percent(errors.median), percent(errors.mape), percent(errors.p90), percent(errors.bias, sign="+")]
             if errors.n
             else ["-"] * 4
         )
-        short = name if len(name) <= 40 else f"{name[:39]}…"
-        return [short, str(errors.n), *cells]
+        return [name, str(errors.n), *cells]
 
     lines = [line("all", result.overall)]
     for slice_name, names in result.by.items():
         lines += [line(f"{slice_name} {name}", errors) for name, errors in names.items()]
-    console = Console(highlight=False)
-    console.print(f"Training tokens/s per chip, {result.label}")
-    console.print(plain_table(columns, lines))
-    for reason, count in result.unscored.items():
-        console.print(f"{count:5d} rows predicted, not scored: {reason}")
-    for reason, count in result.refused.items():
-        console.print(f"{count:5d} rows not predicted: {reason}")
+    print_errors(
+        columns,
+        lines,
+        {
+            **{f"predicted, not scored: {reason}": count for reason, count in result.unscored.items()},
+            **{f"not predicted: {reason}": count for reason, count in result.refused.items()},
+        },
+        title=f"Training tokens/s per chip, {result.label}",
+    )

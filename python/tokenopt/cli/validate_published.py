@@ -29,26 +29,22 @@ def validate_published(files: list[Path], leave_out: str | None, rows_out: Path 
     if output_format == "json":
         click.echo(json.dumps(published.to_dict(result), indent=2))
         return
-    from rich.console import Console
-
-    from tokenopt.report.tables import plain_table
+    from tokenopt.report.errors import error_cell, print_errors
 
     shown = {"primary": "time per token", "ttft_ms": "TTFT"}
-    columns = [("slice", "left"), ("rows", "right")] + [
-        (f"{name} med / P90 / bias", "right") for name in shown.values()
-    ]
+    columns = ["rows", *(f"{name} %\nmed/P90/bias" for name in shown.values())]
 
     def line(name: str, errors: dict[str, published.Errors]) -> list[str]:
-        chosen = [errors[name] for name in shown]
-        cells = [f"{item.median:.1f} / {item.p90:.1f} / {item.bias:+.1f}" if item.n else "-" for item in chosen]
-        return [name, str(errors["primary"].n), *cells]
+        return [name, str(errors["primary"].n), *(error_cell(errors[key]) for key in shown)]
 
     lines = [line(f"all ({result.label})", result.overall)]
     for slice_name, of in result.by.items():
         lines += [line(f"{slice_name} {name}", errors) for name, errors in of.items()]
-    console = Console(highlight=False)
-    console.print(plain_table(columns, lines))
-    for reason, count in result.unscored.items():
-        console.print(f"{count:5d} rows predicted, not scored: {reason}")
-    for reason, count in result.refused.items():
-        console.print(f"{count:5d} rows not predicted: {reason}")
+    print_errors(
+        columns,
+        lines,
+        {
+            **{f"predicted, not scored: {reason}": count for reason, count in result.unscored.items()},
+            **{f"not predicted: {reason}": count for reason, count in result.refused.items()},
+        },
+    )

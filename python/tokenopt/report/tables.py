@@ -397,7 +397,7 @@ def plain_table(
     """A table of texts, none of them cut as long as leaving columns out makes room.
 
     Args:
-        columns: The columns.
+        columns: The columns: name, side ("wrap" = left, broken between words where it is too long), and how dispensable.
         rows: One text a column, columns that may be left out included.
         width: Columns of the terminal.
         title: Heading.
@@ -423,7 +423,7 @@ def plain_table(
         # Where even the indispensable does not fit, words wrap, and a figure that is cut shows that it is.
         name = columns[index][0]
         justify: _Justify = "right" if columns[index][1] == "right" else "left"
-        is_whole = justify == "right" or index == 0
+        is_whole = justify == "right" or (index == 0 and columns[index][1] != "wrap")
         table.add_column(
             name,
             justify=justify,
@@ -442,7 +442,7 @@ def _drop(column: Column) -> int:
 def _natural_width(name: str, texts: Iterable[str]) -> int:
     from rich.cells import cell_len
 
-    return max(map(cell_len, (name, *texts)))
+    return max(cell_len(line) for text in (name, *texts) for line in text.split("\n"))
 
 
 def offer_rows(offers: Iterable[Offer], today: date) -> list[list[str]]:

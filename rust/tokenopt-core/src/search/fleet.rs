@@ -198,13 +198,13 @@ impl<'a> Fleet<'a> {
     /// The limit that keeps prefill workers from their highest load; None where none does.
     fn first_token_limit(&self) -> Option<Binding> {
         let limits = LatencyLimits::of(&self.problem.limits);
-        (self.utilization < MOST_UTILIZATION).then(|| {
+        (self.utilization < MOST_UTILIZATION).then_some(
             if limits.e2e_s - self.pair.after_first_s < limits.ttft_s {
                 Binding::SloE2e
             } else {
                 Binding::SloTtft
-            }
-        })
+            },
+        )
     }
 
     /// What keeps prefill workers from more prompts: the links, the limit on the first token, else what a prompt waits
