@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 _EMPTY = tempfile.mkdtemp(prefix="tokenopt-tests-")
 os.environ["TOKENOPT_DATA_DIR"] = _EMPTY
 os.environ["TOKENOPT_PRICES_FILE"] = str(Path(_EMPTY) / "prices.toml")
+Path(os.environ["TOKENOPT_PRICES_FILE"]).touch()
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,8 @@ def test_a_named_file_that_is_refused_ends_with_1(tokenopt: Run, here: dict[str,
 def test_remove_without_a_word_of_what_is_a_usage_error(tokenopt: Run, here: dict[str, str]) -> None:
     done = tokenopt("measured", "remove", env=here)
     assert (done.returncode, "say what to remove" in done.stderr) == (2, True)
+    done = tokenopt("measured", "remove", "--import", "-1", env=here)
+    assert (done.returncode, "--import is -1, but the store has no such import" in done.stderr) == (2, True)
 
 
 def test_a_killed_import_leaves_the_store_as_it_was(tokenopt: Run, here: dict[str, str], tmp_path: Path) -> None:

@@ -118,7 +118,10 @@ def test_own_prices_are_ranked_and_a_broken_file_is_told(tokenopt: Run, tmp_path
     file = tmp_path / "mine.toml"
     env = {"TOKENOPT_PRICES_FILE": str(file)}
     base = ("search", "--model", "llama-3.1-8b", "--hardware", "h100-sxm", "--format", "json")
-    without = answer_of(tokenopt(*base, env=env))
+    missing = tokenopt(*base, env=env)
+    assert "mine.toml cannot be read" in missing.stderr
+    assert tokenopt(*base, "--strict", env=env).returncode == 1
+    without = answer_of(missing)
     file.write_text('[[offer]]\naccelerator = "h100-sxm"\nprovider = "north"\nusd_per_chip_hr = 0.10\nchips = 8\n'
                     'tiers = [{ minimum_chips = 800, usd_per_chip_hr = 0.05 }]\n')  # fmt: skip
     small = answer_of(tokenopt(*base, "--target-tps", "1000", env=env))["best"][0]

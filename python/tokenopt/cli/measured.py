@@ -245,11 +245,16 @@ def show(import_id: int | None, limit: int, output_format: str, debug: bool, **f
 def remove(import_id: int | None, everything: bool, debug: bool, **filters: str | None) -> None:  # noqa: ARG001
     """Take points out of the store."""
     from tokenopt.errors import SpecError
-    from tokenopt.measured.store import remove_points
+    from tokenopt.measured.store import imports, remove_points
 
     where = _where(filters)
     if not where and import_id is None and not everything:
         raise SpecError("say what to remove: --import ID, --model, --hardware, --source ..., or --all")
+    if import_id is not None and import_id not in {record.id for record in imports()}:
+        raise SpecError(
+            f"--import is {import_id}, but the store has no such import",
+            ["`tokenopt measured list --imports` lists them"],
+        )
     click.echo(f"{remove_points(where=where, import_id=import_id):,} points taken out")
 
 

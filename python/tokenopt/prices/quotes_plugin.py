@@ -12,12 +12,15 @@ TOKENOPT_HOOK_API_VERSION = 1
 
 @hookimpl
 def tokenopt_prices() -> Iterable[Offer]:
-    """The user's own offers; nothing where there is no file.
+    """The user's own offers; nothing where there is no file and none is named.
 
     Raises:
-        SpecError: The file is not usable.
+        SpecError: The file is not usable, or the one that TOKENOPT_PRICES_FILE names does not exist.
     """
-    from tokenopt.prices.quotes import default_file, load_user_prices
+    import os
+
+    from tokenopt.prices.quotes import FILE_VARIABLE, default_file, load_user_prices
 
     file = default_file()
-    return load_user_prices(file) if file.exists() else []
+    # A file that was named must be there; the one in the usual place need not.
+    return load_user_prices(file) if os.environ.get(FILE_VARIABLE) or file.exists() else []
