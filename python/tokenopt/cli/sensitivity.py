@@ -24,8 +24,8 @@ from tokenopt.cli.options import (
 @limit_options
 @scope_options
 @price_options
-@click.option("--draws", type=click.IntRange(1, 100_000_000), default=100_000, show_default=True,
-              help="Draws of all costs within their intervals.")  # fmt: skip
+@click.option("--draws", type=click.IntRange(1, 10_000_000), default=100_000, show_default=True,
+              help="Draws of all costs within their intervals; chances are then known to 0.5 / sqrt(draws).")  # fmt: skip
 @click.option("--shared-variance", type=float, default=0.5, show_default=True,
               help="Share of the variance that chips of one family have in common.")  # fmt: skip
 @click.option("--price-sd", type=float, default=0.0, show_default=True,
