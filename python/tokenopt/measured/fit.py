@@ -45,7 +45,7 @@ _FAMILY = (
     "prefill_compute_efficiency", "link_efficiency", "collective_latency_s",
 )  # fmt: skip
 _FORMAT = (
-    "decode_compute_efficiency", "prefill_compute_efficiency", "expert_bandwidth_efficiency", "expert_compute_share",
+    "decode_compute_efficiency", "prefill_compute_efficiency", "expert_bandwidth_efficiency", "expert_half_rate_width",
 )  # fmt: skip
 _KERNEL = (
     *_ENGINE, "expert_tile_tokens", "elementwise_bandwidth_efficiency", "attention_compute_efficiency",

@@ -79,9 +79,9 @@ parameters! {
     decode_compute_efficiency = 0.47 in 0.02..0.95, "1";
     /// Share of the dense peak that matrix products of prefill reach.
     prefill_compute_efficiency = 0.52 in 0.02..0.95, "1";
-    /// Share of the arithmetic rate of dense products that grouped products of routed experts reach in 8 or 4 bits; its
-    /// square root in 16 bits.
-    expert_compute_share = 0.6 in 0.1..1.0, "1";
+    /// Width of an expert, `1 / (1/hidden + 1/intermediate)`, at which grouped products reach half of the rate of dense ones
+    /// in 8 or 4 bits; in 16 bits they reach the square root of that share.
+    expert_half_rate_width = 1500.0 in 50.0..12000.0, "1";
     /// Share of the peak that decode attention reaches.
     attention_compute_efficiency = 0.45 in 0.02..0.95, "1";
     /// Share of the peak that attention of prefill reaches.

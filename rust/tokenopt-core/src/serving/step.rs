@@ -186,12 +186,9 @@ impl Builder<'_> {
         }
     }
 
-    /// Share of the rate of dense products that grouped products of experts reach.
-    ///
-    /// Assumes: narrow formats lose twice, to small groups and to the scaling of blocks; in 16 bits there is half of the
-    /// loss (its square root).
-    fn grouping(&self, format: NumberFormat) -> f64 {
-        let share = self.parameters().expert_compute_share;
+    /// Share of the rate of dense products that grouped products of experts of `width` reach.
+    fn grouping(&self, format: NumberFormat, width: f64) -> f64 {
+        let share = width / (width + self.parameters().expert_half_rate_width);
         if self.accelerator.peak_flops.is_narrow(format) {
             share
         } else {
@@ -310,6 +307,7 @@ impl Builder<'_> {
             Ffn::Moe {
                 experts,
                 top_k,
+                expert_dim,
                 shared_dim,
                 latent_dim,
                 ..
@@ -321,6 +319,13 @@ impl Builder<'_> {
                     self.push(OperatorName::SharedExperts, count, 1.0, Cost::Gemm(shared));
                 }
                 let p = *self.parameters();
+                let outer = f64::from(if latent_dim > 0 {
+                    latent_dim
+                } else {
+                    self.model.hidden
+                });
+                let inner = f64::from(expert_dim);
+                let width = outer * inner / (outer + inner);
                 let routed = Experts::new(
                     &ExpertShape {
                         experts: f64::from(experts),
@@ -335,7 +340,7 @@ impl Builder<'_> {
                     self.accelerator
                         .sustained(self.accelerator.peak_flops.for_weights(weights.experts))
                         * self.compute_efficiency()
-                        * self.grouping(weights.experts)
+                        * self.grouping(weights.experts, width)
                         * self.unpacking(weights.experts),
                     p.expert_tile_tokens,
                     p.expert_imbalance,
