@@ -161,6 +161,8 @@ class Calibrator:
         self._weight = np.concatenate([tpot_weight, ttft_weight])
         self._is_fitted = tpot_weight > 0
         # Each exponent: the parameter it moves, and the levels (parameter sets) that it moves it in.
+        # Where leave-out fits start: the exponents, their Jacobian, and the fits by the rows held out.
+        self._start: tuple[NDArray[np.float64], NDArray[np.float64], dict[bytes, NDArray[np.float64]]] | None = None
         levels = [level_names(level) for level in rows.levels]
         self._moves = [(self.names.index(name), np.arange(len(levels))) for name in self._free] + [
             (
@@ -326,11 +328,17 @@ class Calibrator:
         """
         import numpy as np
 
-        jacobian = self._jacobian(start)
+        if self._start is None or not np.array_equal(start, self._start[0]):
+            self._start = start.copy(), self._jacobian(start), {}
+        _, jacobian, refits = self._start
         sets = np.full((len(keys), len(self.names)), np.nan)
         for key in sorted(set(keys), key=str):
             is_held_out = np.array([entry == key for entry in keys])
-            exponents = self.fit(~is_held_out, start, jacobian, LEAVE_OUT_LINEARISATIONS)
+            # What one thing leaves out another may too: the only layout of a pair is the pair.
+            rows = is_held_out.tobytes()
+            if rows not in refits:
+                refits[rows] = self.fit(~is_held_out, start, jacobian, LEAVE_OUT_LINEARISATIONS)
+            exponents = refits[rows]
             sets[is_held_out] = self.parameter_sets(exponents)[self._set_of_row[is_held_out]]
         return sets
 

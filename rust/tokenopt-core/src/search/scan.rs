@@ -341,11 +341,7 @@ impl<'a> LayoutModel<'a> {
                     for (lane, batch) in batches.iter_mut().enumerate() {
                         *batch = f64::from(first) + lane as f64;
                     }
-                    self.step.decode_steps_s(&batches, &mut steps_s);
-                    if chunk.load.needs_raised() {
-                        let raised = batches.map(|batch| chunk.load.raised_batch(batch));
-                        self.step.decode_steps_s(&raised, &mut raised_s);
-                    }
+                    self.block_steps(&chunk.load, &batches, &mut steps_s, &mut raised_s);
                     have_steps = true;
                 }
                 next[at] = chunk.after(last_here);
@@ -391,11 +387,7 @@ impl<'a> LayoutModel<'a> {
         }
         let mut steps_s = [0.0; LANES];
         let mut raised_s = [0.0; LANES];
-        self.step.decode_steps_s(&batches, &mut steps_s);
-        if chunk.load.needs_raised() {
-            let raised = batches.map(|batch| chunk.load.raised_batch(batch));
-            self.step.decode_steps_s(&raised, &mut raised_s);
-        }
+        self.block_steps(&chunk.load, &batches, &mut steps_s, &mut raised_s);
         let max_chips = self
             .problem
             .limits
@@ -414,6 +406,22 @@ impl<'a> LayoutModel<'a> {
             findings,
         );
         best
+    }
+
+    /// Decode steps of a block of batches; of the raised batches too where `load` asks for them.
+    #[inline(always)]
+    fn block_steps(
+        &self,
+        load: &LoadModel,
+        batches: &[f64; LANES],
+        steps_s: &mut [f64; LANES],
+        raised_s: &mut [f64; LANES],
+    ) {
+        self.step.decode_steps_s(batches, steps_s);
+        if load.needs_raised() {
+            let raised = batches.map(|batch| load.raised_batch(batch));
+            self.step.decode_steps_s(&raised, raised_s);
+        }
     }
 
     #[inline(always)]
